@@ -1,0 +1,12 @@
+//! volmux: one storage layer for every hypervisor.
+//!
+//! This crate is what a program links: the core and all backends. Open a pool with
+//! [`registry`]`().open(url)`.
+
+pub use volmux_core::*;
+pub use volmux_nfs as nfs;
+
+/// A registry of every backend in this build.
+pub fn registry() -> Registry {
+    Registry::new().with(nfs::DirBackend)
+}

@@ -1,0 +1,2 @@
+//! The volmux command line.
+fn main() {}

@@ -1,0 +1,35 @@
+//! The heart of volmux: what a pool and a volume are, on every kind of storage.
+//!
+//! [`Pool`] is what a backend implements and a program uses; [`BlockDevice`] is an open volume.
+//! [`Registry`] turns a URL into a pool. [`memory`] is the reference backend, which defines what
+//! every other one does. [`layers`] wrap any pool; [`blocking`] is for programs without async.
+
+mod attach;
+mod audit;
+mod capability;
+mod control;
+mod device;
+mod error;
+mod extent;
+mod pool;
+mod registry;
+mod size;
+pub mod transfer;
+mod usage;
+mod volume;
+
+pub use attach::{Access, AttachOptions, AttachTarget, Attachment, Holder, Sharing};
+pub use audit::{AuditOptions, AuditReport, Finding, FindingKind};
+pub use capability::{Capabilities, Support};
+pub use control::{Control, Progress};
+pub use device::{BlockDevice, ZeroOptions};
+pub use error::{Error, ErrorKind, Result};
+pub use extent::{ExtentKind, ExtentQuery, ExtentStream, Grade};
+pub use pool::{
+    CloneOptions, CopyOptions, CreateOptions, OpenOptions, Pool, PoolExt, ResizeOptions,
+    RevertOptions, SnapshotOptions,
+};
+pub use registry::{Backend, PoolUrl, Registry};
+pub use size::{ByteRange, ByteSize};
+pub use usage::{MetadataUsage, Pressure, SpaceRequest, ThinPolicy, Usage};
+pub use volume::{Origin, OriginKind, Provisioning, Volume, VolumeId, VolumeName};
