@@ -11,7 +11,7 @@ use volmux::ErrorKind;
 /// A pool is one place that holds volumes. It is named by a URL (dir:///srv/volumes) or by its name
 /// in the configuration file.
 #[derive(Debug, Parser)]
-#[command(name = "volmux", version, max_term_width = 100, after_long_help = after_help())]
+#[command(name = "volmux", version, max_term_width = 100, arg_required_else_help = true, after_long_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

@@ -214,7 +214,19 @@ pub async fn resize(app: &App, name: &str, size: &str, shrink: bool, dry_run: bo
     }
     let resize = async || pool.resize_volume(&name, options).await;
     let resize = stale::retry(pool.as_ref(), &name, resize);
-    let volume = app.guard("resize_volume", resize).await?;
+    let volume = match app.guard("resize_volume", resize).await {
+        Ok(volume) => volume,
+        Err(error) if error.kind() == ErrorKind::InvalidInput && !shrink => {
+            let smaller =
+                matches!(pool.volume(&name).await, Ok(v) if options.size < v.virtual_size);
+            return Err(if smaller {
+                error.help("--shrink allows it")
+            } else {
+                error
+            });
+        }
+        Err(error) => return Err(error),
+    };
     show_made(app, pool.as_ref(), "resized", &volume).await
 }
 

@@ -29,7 +29,8 @@ use crate::args::{Cli, Command};
 fn main() {
     let cli = Cli::parse();
     let level = match cli.global.verbose {
-        0 => Level::WARN,
+        // A pool's warnings are told in this program's own words, and as JSON where that is asked for.
+        0 => Level::ERROR,
         1 => Level::INFO,
         2 => Level::DEBUG,
         _ => Level::TRACE,
