@@ -174,6 +174,9 @@ fn check_vpc(first: &[u8; 512], last: &[u8; 512]) -> Result<(), &'static str> {
     if footers.is_empty() {
         return Err("it is not a vpc (VHD) image");
     }
+    if !last.starts_with(b"conectix") {
+        return Err("the footer at its end is missing: it seems to be cut off");
+    }
     if footers
         .iter()
         .any(|footer| be32(footer, 60) == DIFFERENCING)
@@ -229,6 +232,7 @@ mod tests {
         assert!(check_vpc(&parent, &footer).is_err());
         assert!(check_vpc(&footer, &parent).is_err());
         assert!(check_vpc(&none, &none).is_err());
+        assert!(check_vpc(&footer, &none).is_err());
         assert!(check_vhdx(&none).is_err());
     }
 

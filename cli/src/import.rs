@@ -34,13 +34,12 @@ pub async fn run(app: &App, args: &ImportArgs) -> Result<u8> {
     let pool = app.pool().await?;
     let pool = pool.as_ref();
     let image = ImageFile::open(&args.file)?;
-    let (claimed, data) = inspect(app, pool, &image, args.format).await?;
-    image.check_size(claimed, asked)?;
     if app.guard(OP, pool.find_volume(&name)).await?.is_some() {
         return Err(Error::new(ErrorKind::AlreadyExists, OP)
             .with("volume", &name)
             .help("delete it first, or choose another name"));
     }
+    let (claimed, data) = inspect(app, pool, &image, (args.format, asked)).await?;
     let size = asked.unwrap_or(claimed);
     let usage = app.guard(OP, pool.usage()).await?;
     let request = SpaceRequest {
@@ -97,28 +96,31 @@ fn show(
     })
 }
 
-/// What the image claims as its virtual size, and about how much data it holds.
+/// What the image claims as its virtual size, and about how much data it holds. Fails if it is not
+/// to be read.
 async fn inspect(
     app: &App,
     pool: &dyn Pool,
     image: &ImageFile,
-    format: Format,
+    (format, asked): (Format, Option<ByteSize>),
 ) -> Result<(ByteSize, ByteSize)> {
     if format == Format::Raw {
-        return Ok((ByteSize::new(image.length), ByteSize::new(image.occupied())));
+        let length = ByteSize::new(image.length);
+        image.check_size(length, asked)?;
+        return Ok((length, ByteSize::new(image.occupied())));
     }
     needs_attach(pool, OP)?;
     image.check_header(format)?;
     let qemu = QemuImg::find(app.cancel.clone())?;
     let node = qemu_img::node(&image.path, format, image.block)?;
-    let info = qemu
-        .info(node, format)
-        .await
-        .map_err(|e| e.with("path", image.path.display()))?;
-    match info.objection(format) {
-        Some(reason) => Err(image.refuse(reason)),
-        None => Ok((info.virtual_size, info.actual_size.min(info.virtual_size))),
+    let here = |error: Error| error.with("path", image.path.display());
+    let info = qemu.info(node.clone(), format).await.map_err(here)?;
+    if let Some(reason) = info.objection(format) {
+        return Err(image.refuse(reason));
     }
+    image.check_size(info.virtual_size, asked)?;
+    qemu.check(node, format).await.map_err(here)?;
+    Ok((info.virtual_size, info.actual_size.min(info.virtual_size)))
 }
 
 /// Formats other than raw go through qemu-img, which needs a path.

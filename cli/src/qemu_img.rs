@@ -26,9 +26,24 @@ const PLACES: [&str; 4] = [
 ];
 /// More output than this is not kept.
 const MAX_OUTPUT: usize = 1 << 20;
-/// Limits for the program while it looks at an untrusted image.
-const INFO_ADDRESS_SPACE: u64 = 1 << 30;
-const INFO_CPU_SECONDS: u64 = 30;
+/// No more of the program's complaints goes into an error.
+const MAX_COMPLAINT: usize = 2000;
+/// What it may use while it looks at an untrusted image: address space and CPU time.
+const INFO_LIMITS: Limits = Limits {
+    bytes: 1 << 30,
+    seconds: 30,
+};
+/// A check counts the references to each cluster of the file.
+const CHECK_LIMITS: Limits = Limits {
+    bytes: 4 << 30,
+    seconds: 3600,
+};
+
+#[derive(Clone, Copy)]
+struct Limits {
+    bytes: u64,
+    seconds: u64,
+}
 
 /// The program.
 #[derive(Debug)]
@@ -161,7 +176,9 @@ impl QemuImg {
     pub async fn info(&self, image: OsString, format: Format) -> Result<ImageInfo> {
         let mut args = words(&["info", "--output=json", "-f", format.name()]);
         args.push(image);
-        let done = self.run("qemu_img_info", args, true, &mut |_| ()).await?;
+        let done = self
+            .run("qemu_img_info", args, Some(INFO_LIMITS), &mut |_| ())
+            .await?;
         if !done.status.success() {
             return Err(failure("qemu_img_info", &done));
         }
@@ -170,6 +187,29 @@ impl QemuImg {
                 .reason("its output can't be understood")
                 .with_source(e)
         })
+    }
+
+    /// Checks an image's own bookkeeping, where its format has such. Without it a qcow2 image that
+    /// was cut off reads as zeros where its data is missing.
+    ///
+    /// # Errors
+    /// `Corrupt`; as [`info`](Self::info).
+    pub async fn check(&self, image: OsString, format: Format) -> Result<()> {
+        const OP: &str = "qemu_img_check";
+        // Its exit codes: damaged; only wasted space; nothing to check in this format.
+        const DAMAGED: i32 = 2;
+        const WASTE: i32 = 3;
+        const NOT_SUPPORTED: i32 = 63;
+        let mut args = words(&["check", "--output=json", "-f", format.name()]);
+        args.push(image);
+        let done = self.run(OP, args, Some(CHECK_LIMITS), &mut |_| ()).await?;
+        match done.status.code() {
+            Some(0 | WASTE | NOT_SUPPORTED) => Ok(()),
+            Some(DAMAGED) => Err(failure(OP, &done)
+                .with_kind(ErrorKind::Corrupt)
+                .help("get the image again, or try qemu-img check -r all on a copy")),
+            _ => Err(failure(OP, &done)),
+        }
     }
 
     /// Converts into an image that exists and reads as zeros.
@@ -248,9 +288,7 @@ impl QemuImg {
         let mut args = words(&["compare", "-p", "-f", format.name(), "-F", "raw"]);
         args.extend([image, raw]);
         let mut watch = |percent: f64| report(control, percent, size);
-        let done = self
-            .run("qemu_img_compare", args, false, &mut watch)
-            .await?;
+        let done = self.run("qemu_img_compare", args, None, &mut watch).await?;
         match done.status.code() {
             Some(0) => Ok(true),
             Some(1) => Ok(false),
@@ -266,7 +304,7 @@ impl QemuImg {
         size: ByteSize,
     ) -> Result<()> {
         let mut watch = |percent: f64| report(control, percent, size);
-        let done = self.run(op, args, false, &mut watch).await?;
+        let done = self.run(op, args, None, &mut watch).await?;
         match done.status.success() {
             true => Ok(()),
             false => Err(failure(op, &done)),
@@ -277,7 +315,7 @@ impl QemuImg {
         &self,
         op: &'static str,
         args: Vec<OsString>,
-        limited: bool,
+        limits: Option<Limits>,
         watch: &mut (dyn FnMut(f64) + Send),
     ) -> Result<Finished> {
         tracing::info!(program = %self.path.display(), ?args, "running");
@@ -291,7 +329,7 @@ impl QemuImg {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        die_with_parent(&mut command, limited);
+        die_with_parent(&mut command, limits);
         let mut child = command.spawn().map_err(broken)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut ignore = |_| ();
@@ -328,7 +366,7 @@ fn report(control: &Control, percent: f64, size: ByteSize) {
 }
 
 /// Makes the program end when this one does, however it ends, and limits what it may use.
-fn die_with_parent(command: &mut Command, limited: bool) {
+fn die_with_parent(command: &mut Command, limits: Option<Limits>) {
     let parent = rustix::process::getpid();
     let limit = |most| Rlimit {
         current: Some(most),
@@ -339,9 +377,9 @@ fn die_with_parent(command: &mut Command, limited: bool) {
         if rustix::process::getppid() != Some(parent) {
             return Err(rustix::io::Errno::SRCH.into());
         }
-        if limited {
-            rustix::process::setrlimit(Resource::As, limit(INFO_ADDRESS_SPACE))?;
-            rustix::process::setrlimit(Resource::Cpu, limit(INFO_CPU_SECONDS))?;
+        if let Some(limits) = limits {
+            rustix::process::setrlimit(Resource::As, limit(limits.bytes))?;
+            rustix::process::setrlimit(Resource::Cpu, limit(limits.seconds))?;
         }
         Ok(())
     };
@@ -400,8 +438,9 @@ fn failure(op: &'static str, done: &Finished) -> Error {
     if kind == ErrorKind::Busy {
         error = error.help("somebody writes to it; take a snapshot and use that");
     }
-    if !done.stderr.is_empty() {
-        error = error.with_source(done.stderr.clone());
+    let complaint: String = done.stderr.chars().take(MAX_COMPLAINT).collect();
+    if !complaint.is_empty() {
+        error = error.with_source(complaint);
     }
     error
 }

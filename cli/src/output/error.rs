@@ -25,14 +25,16 @@ struct WarningDoc<'a> {
     message: &'a str,
 }
 
-/// The context as an object. Of a key that occurs twice the first counts, as in `Error::get`.
+/// The context as an object. The values of a key that occurs twice are joined.
 fn context<S: Serializer>(error: &&Error, serializer: S) -> Result<S::Ok, S::Error> {
-    let mut seen: Vec<&str> = Vec::new();
-    serializer.collect_map(error.context().filter(|(key, _)| {
-        let first = !seen.contains(key);
-        seen.push(key);
-        first
-    }))
+    let mut joined: Vec<(&str, String)> = Vec::new();
+    for (key, value) in error.context() {
+        match joined.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, values)) => *values = format!("{values}; {value}"),
+            None => joined.push((key, value.to_owned())),
+        }
+    }
+    serializer.collect_map(joined)
 }
 
 /// The cause, its cause, and so on.
@@ -138,7 +140,7 @@ mod tests {
         assert_eq!(
             json_text(&sample()),
             "{\"schema\":\"volmux.error.v1\",\"kind\":\"NoSpace\",\"op\":\"create_volume\",\
-             \"context\":{\"volume\":\"web\\u001b[2J\",\"help\":\"free space\\nor add some\",\
+             \"context\":{\"volume\":\"web\\u001b[2J; again\",\"help\":\"free space\\nor add some\",\
              \"reason\":\"full\"},\"cause\":[\"read: unavailable\",\"EIO\"],\"retryable\":false}"
         );
     }
