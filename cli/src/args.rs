@@ -82,6 +82,7 @@ pub enum PoolCommand {
 pub enum VolumeCommand {
     /// Make an empty volume
     Create {
+        /// The new volume's name
         name: String,
         /// Size: 10GiB, 512MiB, 1.5TiB, 500MB or bytes
         size: String,
@@ -96,9 +97,13 @@ pub enum VolumeCommand {
         sort: Option<SortKey>,
     },
     /// Show everything that is known of a volume
-    Info { name: String },
+    Info {
+        /// The volume's name
+        name: String,
+    },
     /// Change a volume's size
     Resize {
+        /// The volume's name
         name: String,
         /// The new size: 10GiB, 512MiB, 1.5TiB, 500MB or bytes
         size: String,
@@ -110,9 +115,15 @@ pub enum VolumeCommand {
         dry_run: bool,
     },
     /// Give a volume another name
-    Rename { name: String, to: String },
+    Rename {
+        /// The volume's name
+        name: String,
+        /// The new name
+        to: String,
+    },
     /// Delete volumes; their snapshots and clones stay
     Delete {
+        /// The volumes' names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
         /// Only show what would happen
@@ -121,19 +132,23 @@ pub enum VolumeCommand {
     },
     /// Make a read-only image of a volume as it is now
     Snapshot {
+        /// The volume's name
         source: String,
         /// The snapshot's name
         name: String,
     },
     /// Make a writable volume that shares the blocks of a volume or snapshot
     Clone {
+        /// The volume or snapshot that it begins with
         source: String,
         /// The clone's name
         name: String,
     },
     /// Put a volume back to one of its snapshots; what was written since is lost
     Revert {
+        /// The volume's name
         name: String,
+        /// One of its snapshots
         snapshot: String,
         /// Only show what would happen
         #[arg(long)]
@@ -141,6 +156,7 @@ pub enum VolumeCommand {
     },
     /// Make a full, independent duplicate
     Copy {
+        /// The volume or snapshot that is copied
         source: String,
         /// The duplicate's name
         name: String,
@@ -150,11 +166,12 @@ pub enum VolumeCommand {
     },
     /// Print the ranges that hold data, or that changed since a snapshot
     Extents {
+        /// The volume's name
         name: String,
         /// The ranges whose content differs from that of this snapshot
         #[arg(long, value_name = "SNAPSHOT")]
         changed_since: Option<String>,
-        /// Only from here on
+        /// Only from this byte on
         #[arg(long)]
         offset: Option<String>,
         /// Only so many bytes
@@ -169,6 +186,7 @@ pub enum VolumeCommand {
     Adopt {
         /// In the pool's own terms: a path below a directory pool's root
         what: String,
+        /// The new volume's name
         name: String,
     },
 }
@@ -196,6 +214,7 @@ pub struct ImportArgs {
 
 #[derive(Args, Debug)]
 pub struct ExportArgs {
+    /// The volume's name
     pub name: String,
     /// The image file; it appears when it is whole
     #[arg(value_hint = ValueHint::FilePath)]

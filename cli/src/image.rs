@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{OFlags, SeekFrom, seek};
+use serde::Deserialize;
 use volmux::{ByteSize, Error, ErrorKind, Result};
 
 use crate::args::Format;
@@ -126,6 +127,58 @@ impl ImageFile {
     }
 }
 
+/// What `qemu-img info` says of an image.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfo {
+    pub virtual_size: ByteSize,
+    format: String,
+    #[serde(default)]
+    pub actual_size: ByteSize,
+    backing_filename: Option<String>,
+    full_backing_filename: Option<String>,
+    #[serde(default)]
+    encrypted: bool,
+    format_specific: Option<FormatSpecific>,
+}
+
+#[derive(Debug, Deserialize)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: SpecificData,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct SpecificData {
+    data_file: Option<String>,
+    #[serde(default)]
+    data_file_raw: bool,
+    encrypt: Option<serde_json::Value>,
+    #[serde(default)]
+    corrupt: bool,
+}
+
+impl ImageInfo {
+    /// Why an image is not to be read, if so.
+    pub fn objection(&self, format: Format) -> Option<String> {
+        let specific = self.format_specific.as_ref().map(|f| &f.data);
+        if self.format != format.name() {
+            Some(format!("qemu-img takes it for {}", self.format))
+        } else if self.backing_filename.is_some() || self.full_backing_filename.is_some() {
+            Some("it refers to a backing file, which is not followed".into())
+        } else if specific.is_some_and(|s| s.data_file.is_some() || s.data_file_raw) {
+            Some("its data is in another file, which is not followed".into())
+        } else if self.encrypted || specific.is_some_and(|s| s.encrypt.is_some()) {
+            Some("it is encrypted".into())
+        } else if specific.is_some_and(|s| s.corrupt) {
+            Some("it is marked as corrupt; qemu-img check may repair it".into())
+        } else {
+            None
+        }
+    }
+}
+
 fn be32(block: &[u8; 512], at: usize) -> u32 {
     u32::from_be_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
@@ -234,6 +287,27 @@ mod tests {
         assert!(check_vpc(&none, &none).is_err());
         assert!(check_vpc(&footer, &none).is_err());
         assert!(check_vhdx(&none).is_err());
+    }
+
+    #[test]
+    fn what_an_image_must_not_have_is_seen_in_its_info() {
+        let info = |extra: &str| -> ImageInfo {
+            let text = format!("{{\"virtual-size\":1,\"format\":\"qcow2\"{extra}}}");
+            serde_json::from_str(&text).expect("info")
+        };
+        assert_eq!(info("").objection(Format::Qcow2), None);
+        assert!(info("").objection(Format::Vhdx).is_some());
+        for extra in [
+            ",\"backing-filename\":\"/etc/shadow\"",
+            ",\"full-backing-filename\":\"x\"",
+            ",\"encrypted\":true",
+            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"data-file\":\"x\"}}",
+            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"data-file-raw\":true}}",
+            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"encrypt\":{\"format\":\"aes\"}}}",
+            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"corrupt\":true}}",
+        ] {
+            assert!(info(extra).objection(Format::Qcow2).is_some(), "{extra}");
+        }
     }
 
     proptest! {

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use rustix::process::{Resource, Rlimit, Signal};
-use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use volmux::{ByteSize, Control, Error, ErrorKind, Result};
 
 use crate::args::Format;
+use crate::image::ImageInfo;
 
 /// Where it may be, beside VOLMUX_QEMU_IMG.
 const PLACES: [&str; 4] = [
@@ -50,58 +50,6 @@ struct Limits {
 pub struct QemuImg {
     path: PathBuf,
     cancel: CancellationToken,
-}
-
-/// What `qemu-img info` says of an image.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct ImageInfo {
-    pub virtual_size: ByteSize,
-    format: String,
-    #[serde(default)]
-    pub actual_size: ByteSize,
-    backing_filename: Option<String>,
-    full_backing_filename: Option<String>,
-    #[serde(default)]
-    encrypted: bool,
-    format_specific: Option<FormatSpecific>,
-}
-
-#[derive(Debug, Deserialize)]
-struct FormatSpecific {
-    #[serde(default)]
-    data: SpecificData,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct SpecificData {
-    data_file: Option<String>,
-    #[serde(default)]
-    data_file_raw: bool,
-    encrypt: Option<serde_json::Value>,
-    #[serde(default)]
-    corrupt: bool,
-}
-
-impl ImageInfo {
-    /// Why an image is not to be read, if so.
-    pub fn objection(&self, format: Format) -> Option<String> {
-        let specific = self.format_specific.as_ref().map(|f| &f.data);
-        if self.format != format.name() {
-            Some(format!("qemu-img takes it for {}", self.format))
-        } else if self.backing_filename.is_some() || self.full_backing_filename.is_some() {
-            Some("it refers to a backing file, which is not followed".into())
-        } else if specific.is_some_and(|s| s.data_file.is_some() || s.data_file_raw) {
-            Some("its data is in another file, which is not followed".into())
-        } else if self.encrypted || specific.is_some_and(|s| s.encrypt.is_some()) {
-            Some("it is encrypted".into())
-        } else if specific.is_some_and(|s| s.corrupt) {
-            Some("it is marked as corrupt; qemu-img check may repair it".into())
-        } else {
-            None
-        }
-    }
 }
 
 /// How a run ended.
@@ -511,26 +459,5 @@ mod tests {
             stderr: String::new(),
         };
         assert_eq!(failure("t", &killed).kind(), ErrorKind::Unavailable);
-    }
-
-    #[test]
-    fn what_an_image_must_not_have_is_seen_in_its_info() {
-        let info = |extra: &str| -> ImageInfo {
-            let text = format!("{{\"virtual-size\":1,\"format\":\"qcow2\"{extra}}}");
-            serde_json::from_str(&text).expect("info")
-        };
-        assert_eq!(info("").objection(Format::Qcow2), None);
-        assert!(info("").objection(Format::Vhdx).is_some());
-        for extra in [
-            ",\"backing-filename\":\"/etc/shadow\"",
-            ",\"full-backing-filename\":\"x\"",
-            ",\"encrypted\":true",
-            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"data-file\":\"x\"}}",
-            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"data-file-raw\":true}}",
-            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"encrypt\":{\"format\":\"aes\"}}}",
-            ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"corrupt\":true}}",
-        ] {
-            assert!(info(extra).objection(Format::Qcow2).is_some(), "{extra}");
-        }
     }
 }

@@ -94,6 +94,32 @@ fn every_format_goes_round() {
 }
 
 #[test]
+fn progress_is_shown_on_a_terminal_only() {
+    let place = Place::new();
+    fs::write(place.path("image"), vec![7; 16 << 20]).expect("image");
+    let piped = place.run(&["volume", "import", "image", "piped", "-f", "raw"]);
+    assert!(piped.ok().starts_with("imported piped"));
+    assert_eq!(piped.stderr, "");
+    let script = |arguments: &str| {
+        let program = place.command(&[]).get_program().to_owned();
+        let line = format!("{} {arguments}", program.display());
+        let mut command = Command::new("/usr/bin/script");
+        command.args(["-qec", &line, "/dev/null"]);
+        command
+            .current_dir(place.path(""))
+            .env("VOLMUX_POOL", place.url());
+        let output = command.output().expect("script");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let seen = script("volume import image seen -f raw");
+    assert!(seen.contains("import ["), "{seen}");
+    assert!(seen.contains("imported seen"), "{seen}");
+    let json = script("volume import image json -f raw --json");
+    assert!(json.starts_with("{\"schema\":"), "{json}");
+}
+
+#[test]
 fn a_raw_image_of_an_odd_size_is_filled_up_with_zeros() {
     let place = Place::new();
     let raw = place.image("image", SIZE - 3);
