@@ -2,6 +2,7 @@
 //! format is the one that the caller gave.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -59,6 +60,11 @@ impl ImageFile {
             length,
             block,
         })
+    }
+
+    /// A path by which another program opens this very file, whatever its own path leads to by then.
+    pub fn reopen_path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
     /// What the file itself occupies.

@@ -112,7 +112,7 @@ async fn inspect(
     needs_attach(pool, OP)?;
     image.check_header(format)?;
     let qemu = QemuImg::find(app.cancel.clone())?;
-    let node = qemu_img::node(&image.path, format, image.block)?;
+    let node = qemu_img::node(&image.reopen_path(), format, image.block)?;
     let here = |error: Error| error.with("path", image.path.display());
     let info = qemu.info(node.clone(), format).await.map_err(here)?;
     if let Some(reason) = info.objection(format) {
@@ -254,7 +254,7 @@ impl Import<'_> {
     async fn fill_by_qemu(&self, size: ByteSize) -> Result<Option<String>> {
         let qemu = QemuImg::find(self.app.cancel.clone())?;
         let format = self.args.format;
-        let image = qemu_img::node(&self.image.path, format, self.image.block)?;
+        let image = qemu_img::node(&self.image.reopen_path(), format, self.image.block)?;
         let how = (Access::ReadWrite, "import");
         with_attached(self.pool, self.staging, how, async |path, block| {
             let target = qemu_img::node(path, Format::Raw, block)?;

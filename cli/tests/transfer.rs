@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
@@ -319,6 +320,25 @@ fn file_names_are_never_protocols_or_options() {
             place.run(&["volume", "delete", &volume]).ok();
             fs::remove_file(place.path(&file)).expect("the file with that very name");
         }
+    }
+}
+
+#[test]
+fn file_names_need_not_be_utf_8() {
+    let place = Place::new();
+    place.run(&["volume", "create", "web", "1MiB"]).ok();
+    let name = std::ffi::OsStr::from_bytes(b"image-\xff\xfe");
+    for format in ["raw", "qcow2"] {
+        for args in [["export", "web"], ["import", "back"]] {
+            let mut command = place.command(&["volume", args[0], "-f", format]);
+            match args[0] {
+                "export" => command.arg(args[1]).arg(name),
+                _ => command.arg(name).arg(args[1]),
+            };
+            common::finish(command.spawn().expect("spawn")).ok();
+        }
+        place.run(&["volume", "delete", "back"]).ok();
+        fs::remove_file(place.path("").join(name)).expect("the file with that very name");
     }
 }
 
