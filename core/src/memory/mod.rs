@@ -8,6 +8,7 @@
 //! is counted once more when it is overwritten, and that can fail for lack of space, as it can on
 //! every backend.
 
+mod copy;
 mod device;
 mod pool;
 mod space;

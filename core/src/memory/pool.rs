@@ -8,13 +8,14 @@ use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 
 use super::MemoryConfig;
+use super::copy;
 use super::device::{self, MemoryDevice};
 use super::space::Space;
-use super::tree::{BLOCK, Blocks, Effects, Fill, Tree};
+use super::tree::{BLOCK, Tree};
 use super::volume::{Content, MemoryVolume};
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange, ByteSize,
-    Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
+    Capabilities, CloneOptions, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
     ExtentQuery, ExtentStream, Holder, OpenOptions, Origin, OriginKind, Pool, Pressure,
     Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support,
     ThinPolicy, Usage, Volume, VolumeName,
@@ -22,8 +23,6 @@ use crate::{
 
 const SECTOR: u64 = 512;
 const LARGEST: u64 = i64::MAX as u64 / SECTOR * SECTOR;
-/// A copy gives way to others after this many blocks.
-const COPY_STEP: u64 = 256;
 
 /// A pool in memory.
 #[derive(Debug)]
@@ -214,50 +213,6 @@ impl MemoryPool {
         drop(content);
         let volume = MemoryVolume::new(copied, Some(origin(kind, &parent, source)));
         Ok(self.insert(&mut volumes, name, volume))
-    }
-
-    /// Duplicates `from` block by block. `None` where there is no room.
-    async fn duplicate(&self, from: &Tree, control: &Control) -> Result<Option<Tree>> {
-        let Some(reservation) = self.space.reserve(from.mapped()) else {
-            return Ok(None);
-        };
-        let mut effects = Effects::default();
-        let mut tree = Tree::new(self.space.clone());
-        let copied = async {
-            let total = from.mapped() * BLOCK;
-            let mut from_block = Some(0);
-            control.report(0, total);
-            while let Some(first) = from_block {
-                let end = u64::MAX / BLOCK;
-                let (runs, next) = from.scan(None, Blocks { first, end });
-                from_block = next;
-                for run in runs {
-                    let mut at = run.blocks.first;
-                    while at < run.blocks.end {
-                        control.check("copy_volume")?;
-                        let mut step = Blocks {
-                            first: at,
-                            end: run.blocks.end,
-                        };
-                        if run.zeros {
-                            tree.fill(step, Fill::Zeros, &mut effects);
-                        } else {
-                            step.end = step.end.min(at + COPY_STEP);
-                            let mut bytes = vec![0; ((step.end - at) * BLOCK) as usize];
-                            from.read(at * BLOCK, &mut bytes);
-                            tree.write(at * BLOCK, &bytes, &mut effects);
-                        }
-                        at = step.end;
-                        control.report(tree.mapped() * BLOCK, total);
-                        tokio::task::yield_now().await;
-                    }
-                }
-            }
-            Ok(())
-        };
-        let copied = copied.await;
-        reservation.settle(effects.created.cast_signed());
-        copied.map(|()| Some(tree))
     }
 }
 
@@ -479,7 +434,7 @@ impl Pool for MemoryPool {
             self.admit(&volumes, op, name, size, from.mapped() * BLOCK)?;
             (parent, from, size)
         };
-        let copied = self.duplicate(&from, &options.control).await?;
+        let copied = copy::duplicate(&self.space, &from, &options.control).await?;
         let tree = copied.ok_or_else(|| self.full(op, name))?;
         let mut volumes = self.lock();
         // Somebody else may have been quicker.

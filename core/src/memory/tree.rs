@@ -165,6 +165,11 @@ impl Tree {
         }
     }
 
+    /// Where its blocks are counted.
+    pub(super) fn space(&self) -> &Space {
+        &self.space
+    }
+
     /// Number of allocated blocks.
     pub(super) fn mapped(&self) -> u64 {
         self.mapped
