@@ -6,6 +6,7 @@
 
 mod attach;
 mod audit;
+pub mod blocking;
 mod capability;
 mod control;
 mod device;

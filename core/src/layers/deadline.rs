@@ -66,15 +66,18 @@ impl Hook for Limits {
         work: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
         let limit = self.of(call);
-        let start = Instant::now();
         let mut work = pin!(work);
-        let mut since = start;
+        let mut since = Instant::now();
         loop {
+            // A limit past the end of time is none.
+            let Some(end) = since.checked_add(limit) else {
+                return work.await;
+            };
             tokio::select! {
                 // Work that is done at the last moment is done.
                 biased;
                 result = &mut work => return result,
-                () = sleep_until(since + limit) => {}
+                () = sleep_until(end) => {}
             }
             match &call.progress {
                 Some(watch) if watch.last() > since => since = watch.last(),

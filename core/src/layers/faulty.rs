@@ -122,7 +122,7 @@ impl FaultPlan {
     }
 
     /// The fault of the `all`th call, which is the `same`th of `op`.
-    fn fault(&self, op: &'static str, all: u64, same: u64) -> Option<(When, Action)> {
+    pub(super) fn fault(&self, op: &'static str, all: u64, same: u64) -> Option<(When, Action)> {
         let due = |fault: &&Fault| match fault.op {
             Some(only) => only == op && fault.call == same,
             None => fault.call == all,
@@ -156,7 +156,7 @@ impl RandomFaults {
 
 /// The `n`th number of the SplitMix64 sequence of `seed` (Steele, Lea, Flood: "Fast splittable
 /// pseudorandom number generators", 2014).
-fn split_mix(seed: u64, n: u64) -> u64 {
+pub(super) fn split_mix(seed: u64, n: u64) -> u64 {
     let mut z = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
