@@ -1,7 +1,8 @@
 //! For programs without async: the same calls, which return when they are done.
 //!
 //! A [`Pool`] brings its own threads to run on. It must not be used from within an async runtime:
-//! there a call would hold up everything else that runs on the thread, so it returns an error.
+//! there a call would hold up everything else that runs on the thread, so it returns an error. The
+//! threads of a runtime's `spawn_blocking` count as within it.
 //!
 //! ```
 //! use volmux_core::memory::MemoryBackend;
@@ -78,9 +79,7 @@ impl Threads {
         if Handle::try_current().is_ok() {
             return Err(Error::new(ErrorKind::InvalidInput, op)
                 .reason("a blocking call was made from within an async runtime")
-                .help(
-                    "use the async Pool there, or call from spawn_blocking's or your own thread",
-                ));
+                .help("use the async Pool there, or call from a thread of your own"));
         }
         let runtime = self.0.0.as_ref();
         Ok(runtime
@@ -659,6 +658,11 @@ mod tests {
                 &Threads::new().expect("threads"),
             ));
         });
+        let there = pool.clone();
+        let from_spawned = outer
+            .block_on(async { tokio::task::spawn_blocking(move || there.usage().map(drop)).await });
+        let error = from_spawned.expect("no panic").expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
         pool.usage().expect("outside it works");
     }
 }

@@ -97,7 +97,7 @@ impl MemoryPool {
         })
     }
 
-    fn find(&self, op: &'static str, name: &VolumeName) -> Result<Arc<MemoryVolume>> {
+    pub(super) fn find(&self, op: &'static str, name: &VolumeName) -> Result<Arc<MemoryVolume>> {
         self.get(&self.lock(), op, name)
     }
 

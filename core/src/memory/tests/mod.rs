@@ -8,8 +8,8 @@ use super::tree::BLOCK;
 use super::{MemoryBackend, MemoryConfig, MemoryPool};
 use crate::{
     BlockDevice, ByteRange, ByteSize, CloneOptions, Control, CopyOptions, CreateOptions, ErrorKind,
-    ExtentQuery, Grade, OpenOptions, Pool, Registry, ResizeOptions, Result, RevertOptions, Sharing,
-    SnapshotOptions, VolumeName, ZeroOptions,
+    ExtentQuery, Grade, OpenOptions, Pool, PoolExt, Registry, ResizeOptions, Result, RevertOptions,
+    Sharing, SnapshotOptions, VolumeName, ZeroOptions,
 };
 
 fn name(name: &str) -> VolumeName {
@@ -555,4 +555,71 @@ async fn lists_and_counts_its_volumes() {
     let report = pool.audit(Default::default()).await.expect("audit");
     assert!(report.is_clean());
     assert_eq!(report.volumes, 2);
+}
+
+/// Writers, readers, snapshots and clones at once: every block that is read is whole, and at the
+/// end the count is right.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn everything_at_once_counts_right() {
+    let pool = MemoryPool::unlimited();
+    let mut tasks = tokio::task::JoinSet::new();
+    for volume in ["a", "b"] {
+        let device = thin(&pool, volume, 200).await;
+        for part in 0..3u8 {
+            tasks.spawn(change_all_the_time(device.clone(), part));
+        }
+        tasks.spawn(derive_all_the_time(pool.clone(), volume));
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.expect("no task panics");
+    }
+    let mut walked = std::collections::BTreeSet::new();
+    for volume in pool.volumes().await.expect("volumes") {
+        let volume = pool.find("test", &volume.name).expect("volume");
+        volume.read().tree.identities(&mut walked);
+    }
+    assert_eq!(used(&pool).await, walked.len() as u64);
+}
+
+async fn change_all_the_time(device: Arc<dyn BlockDevice>, part: u8) {
+    let range = ByteRange::new(50 * BLOCK, 100 * BLOCK);
+    for round in 1..=100u8 {
+        match (part, round % 4) {
+            (0, 3) => device.discard(range).await.expect("discard"),
+            (1, 3) => {
+                let options = ZeroOptions::default();
+                device.write_zeroes(range, options).await.expect("zero");
+            }
+            _ => {
+                let offset = u64::from(round) * BLOCK;
+                let data = filled(round, 40);
+                device.write_at(offset, data).await.expect("write");
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn derive_all_the_time(pool: Arc<MemoryPool>, volume: &str) {
+    for round in 0..100 {
+        let (s, c) = (
+            format!("{volume}-s{round}"),
+            name(&format!("{volume}-c{round}")),
+        );
+        snapshot(&pool, volume, &s).await;
+        let cloned = pool
+            .clone_volume(&name(&s), &c, CloneOptions::default())
+            .await;
+        cloned.expect("clone");
+        let clone = open(&pool, c.as_str()).await;
+        clone.write_at(BLOCK, filled(7, 60)).await.expect("write");
+        let data = clone.read_at(0, 200 * BLOCK as usize).await.expect("read");
+        let whole = |block: &[u8]| block.iter().all(|byte| *byte == block[0]);
+        assert!(data.chunks(BLOCK as usize).all(whole));
+        drop(clone);
+        pool.delete_volume(&name(&s)).await.expect("delete");
+        if round % 2 == 0 {
+            pool.delete_volume(&c).await.expect("delete");
+        }
+    }
 }
