@@ -8,8 +8,8 @@ use super::tree::BLOCK;
 use super::{MemoryBackend, MemoryConfig, MemoryPool};
 use crate::{
     BlockDevice, ByteRange, ByteSize, CloneOptions, Control, CopyOptions, CreateOptions, ErrorKind,
-    ExtentQuery, Grade, OpenOptions, Pool, PoolExt, Registry, ResizeOptions, Result, RevertOptions,
-    Sharing, SnapshotOptions, VolumeName, ZeroOptions,
+    ExtentQuery, Grade, OpenOptions, Pool, PoolExt, Provisioning, Registry, ResizeOptions, Result,
+    RevertOptions, Sharing, SnapshotOptions, VolumeName, ZeroOptions,
 };
 
 fn name(name: &str) -> VolumeName {
@@ -622,4 +622,37 @@ async fn derive_all_the_time(pool: Arc<MemoryPool>, volume: &str) {
             pool.delete_volume(&c).await.expect("delete");
         }
     }
+}
+
+#[tokio::test]
+async fn only_a_copy_of_a_thick_volume_is_thick() {
+    let pool = pool_of_blocks(10);
+    let thick = CreateOptions::thick(ByteSize::new(4 * BLOCK));
+    let a = name("a");
+    pool.create_volume(&a, thick).await.expect("create");
+    let device = open(&pool, "a").await;
+    device.write_at(0, filled(1, 3)).await.expect("write");
+    snapshot(&pool, "a", "s").await;
+    let cloned = pool
+        .clone_volume(&a, &name("c"), CloneOptions::default())
+        .await;
+    assert_eq!(cloned.expect("clone").provisioning, Provisioning::Thin);
+    assert_eq!(used(&pool).await, 4);
+    let copied = pool
+        .copy_volume(&a, &name("d"), CopyOptions::default())
+        .await;
+    let copied = copied.expect("copy");
+    assert_eq!(copied.provisioning, Provisioning::Thick);
+    assert_eq!(copied.allocated, Some(ByteSize::new(4 * BLOCK)));
+    assert_eq!(used(&pool).await, 8);
+    let copied = pool
+        .copy_volume(&a, &name("e"), CopyOptions::default())
+        .await;
+    assert_eq!(kind(copied), ErrorKind::NoSpace);
+    assert_eq!(used(&pool).await, 8);
+    let (s, f) = (name("s"), name("f"));
+    let copied = pool.copy_volume(&s, &f, CopyOptions::default()).await;
+    assert_eq!(kind(copied), ErrorKind::NoSpace);
+    pool.delete_volume(&name("d")).await.expect("delete");
+    assert_eq!(used(&pool).await, 4);
 }
