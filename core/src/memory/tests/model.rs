@@ -173,17 +173,21 @@ impl Run {
             }
             Op::Changed(pick) if !self.snapshots.is_empty() => {
                 let (snapshot, old) = &self.snapshots[pick % self.snapshots.len()];
-                let query = ExtentQuery::changed_since(snapshot.clone());
-                let changed = self.pool.extents(&volume, query).await.expect("extents");
-                let blocks = (0..(self.image.bytes.len() as u64).div_ceil(BLOCK))
-                    .filter(|&block| self.image.block(block) != old.block(block));
-                assert_eq!(
-                    changed.collect_joined().await.expect("extents"),
-                    self.image.extents(blocks)
-                );
+                self.check_changed(snapshot, old).await;
             }
             Op::Revert(_) | Op::Delete(_) | Op::Changed(_) => {}
         }
+    }
+
+    async fn check_changed(&self, snapshot: &VolumeName, old: &Image) {
+        let query = ExtentQuery::changed_since(snapshot.clone());
+        let changed = self.pool.extents(&name("a"), query).await.expect("extents");
+        let blocks = (0..(self.image.bytes.len() as u64).div_ceil(BLOCK))
+            .filter(|&block| self.image.block(block) != old.block(block));
+        assert_eq!(
+            changed.collect_joined().await.expect("extents"),
+            self.image.extents(blocks)
+        );
     }
 
     async fn check(&self) {
