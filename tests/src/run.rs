@@ -1,0 +1,37 @@
+//! Running one case.
+
+use std::time::Duration;
+
+use crate::{CASES, Ctx, Expect, PoolSettings, Storage};
+
+/// A case that takes longer than this hangs. It is far above what any case takes.
+const HANGS_AFTER: Duration = Duration::from_secs(300);
+
+/// Runs the case called `name` on a pool of its own.
+///
+/// # Panics
+/// If the case fails, or there is none of that name.
+pub fn run_case(name: &str, make_storage: &dyn Fn() -> Box<dyn Storage>, expect: Expect) {
+    let case = CASES
+        .iter()
+        .find(|case| case.name == name)
+        .unwrap_or_else(|| panic!("there is no case {name}"));
+    // Before the runtime, whose threads must inherit this thread's mounts.
+    let storage = make_storage();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let fixture = storage.make_pool(PoolSettings::default()).await;
+        let ctx = Ctx::new(expect, storage.as_ref(), fixture);
+        let run = async {
+            (case.run)(&ctx).await;
+            ctx.assert_sound().await;
+        };
+        if tokio::time::timeout(HANGS_AFTER, run).await.is_err() {
+            panic!("case {name} hangs");
+        }
+    });
+}
