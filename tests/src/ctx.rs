@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use volmux::{
     AuditOptions, BlockDevice, ByteRange, ByteSize, CreateOptions, Error, ErrorKind, ExtentQuery,
-    OpenOptions, Origin, Pool, PoolExt, Provisioning, Result, Support, Volume, VolumeId,
+    OpenOptions, Origin, Pool, PoolExt, Provisioning, Result, Volume, VolumeId,
     VolumeName,
 };
 
@@ -199,6 +199,12 @@ impl<'a> Ctx<'a> {
         read_all(self.pool(), &checked_name(name)).await
     }
 
+    /// The first bytes of a volume that may be too large to read.
+    pub(crate) async fn read_part(&self, name: &str, length: usize) -> Bytes {
+        let device = self.reader(name).await;
+        device.read_at(0, length).await.expect("read")
+    }
+
     pub(crate) async fn volume(&self, name: &str) -> Volume {
         let volume = self.pool.volume(&checked_name(name)).await;
         volume.expect("look up")
@@ -261,25 +267,6 @@ impl<'a> Ctx<'a> {
     ) {
         assert_error(result, kind, op, volume);
         assert_eq!(&self.state().await, before, "{op} failed and yet changed something");
-    }
-
-    /// For what a pool may be unable to do: if it is expected to be, asserts that `call` returns
-    /// `Unsupported` and changes nothing, and returns true.
-    pub(crate) async fn unsupported<T: Debug>(
-        &self,
-        support: Support,
-        op: &str,
-        volume: &str,
-        call: impl Future<Output = Result<T>>,
-    ) -> bool {
-        if support != Support::None {
-            return false;
-        }
-        let before = self.state().await;
-        let result = call.await;
-        self.refused(result, ErrorKind::Unsupported, op, volume, &before)
-            .await;
-        true
     }
 
     /// Asserts that the pool is whole: every volume can be listed and looked up, and an audit

@@ -54,7 +54,7 @@ macro_rules! conformance {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __volmux_tests {
-    ([$make_storage:expr, $expect:expr] $($module:ident: $($case:ident)*;)*) => {
+    ([$make_storage:expr, $expect:expr] $($module:ident: $($case:ident [$($need:ident)*])*;)*) => {
         $($(
             #[test]
             fn $case() {

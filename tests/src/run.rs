@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{CASES, Ctx, Expect, PoolSettings, Storage};
+use volmux::Support;
+
+use crate::cases::unsupported::assert_unsupported;
+use crate::{CASES, Case, Ctx, Expect, PoolSettings, Storage};
 
 /// A case that takes longer than this hangs. It is far above what any case takes.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
@@ -27,11 +30,26 @@ pub fn run_case(name: &str, make_storage: &dyn Fn() -> Box<dyn Storage>, expect:
         let fixture = storage.make_pool(PoolSettings::default()).await;
         let ctx = Ctx::new(expect, storage.as_ref(), fixture);
         let run = async {
-            (case.run)(&ctx).await;
+            let missing: Vec<&str> = missing_needs(case, &expect).collect();
+            if missing.is_empty() {
+                (case.run)(&ctx).await;
+            }
+            for capability in missing {
+                assert_unsupported(&ctx, capability).await;
+            }
             ctx.assert_sound().await;
         };
         if tokio::time::timeout(HANGS_AFTER, run).await.is_err() {
             panic!("case {name} hangs");
         }
     });
+}
+
+/// The capabilities that the case needs and the pool is not expected to have.
+fn missing_needs(case: &Case, expect: &Expect) -> impl Iterator<Item = &'static str> {
+    let capabilities = expect.capabilities;
+    case.needs.iter().copied().filter(move |need| {
+        let mut known = capabilities.iter();
+        known.any(|(name, support)| name == *need && support == Support::None)
+    })
 }

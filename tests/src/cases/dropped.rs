@@ -32,8 +32,8 @@ pub(crate) async fn cut<T>(polls: usize, future: impl Future<Output = T>) -> Opt
     .await
 }
 
-/// Calls until the call neither succeeds nor fails for good: the dropped one may still hold what
-/// the new one needs, for as long as it takes to notice.
+/// Calls again as long as the failure is a passing one: the dropped call may still hold what the
+/// new one needs, for as long as it takes to notice.
 async fn converge<T, F>(mut call: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
