@@ -158,6 +158,7 @@ async fn assert_extents(
         None,
         Some(ByteRange::new(0, size)),
         Some(ByteRange::new(0, 0)),
+        Some(ByteRange::new(1000, 0)),
         Some(ByteRange::new(1000, 300_000)),
         Some(ByteRange::new(size / 2, 1)),
         Some(ByteRange::from_to(MIB - 4096, size - 4096)),
@@ -325,7 +326,7 @@ pub(crate) async fn extents_changed_with_different_sizes_count_the_rest_as_zeros
     large.data[..small.data.len()].copy_from_slice(&small.data);
     let since_small = || ExtentQuery::changed_since(n("s"));
     assert_extents(ctx, "a", since_small(), &[], grade).await;
-    for offset in [4096, SIZE - 512, SIZE + MIB] {
+    for offset in [4096, SIZE, SIZE + MIB] {
         let data = pattern(offset, 3000);
         large.write(offset, &data);
         ctx.write("a", offset, data).await;
@@ -336,6 +337,12 @@ pub(crate) async fn extents_changed_with_different_sizes_count_the_rest_as_zeros
     let expected = small.changed_since(&large);
     let query = ExtentQuery::changed_since(n("a"));
     assert_extents(ctx, "s", query, &expected, grade).await;
+    // In the block that the smaller one ends in.
+    let data = pattern(1, 100);
+    large.write(SIZE - 400, &data);
+    ctx.write("a", SIZE - 400, data).await;
+    let expected = large.changed_since(&small);
+    assert_extents(ctx, "a", since_small(), &expected, grade).await;
 }
 
 pub(crate) async fn extents_changed_since_what_is_missing_says_so(ctx: &Ctx<'_>) {

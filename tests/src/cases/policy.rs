@@ -60,7 +60,7 @@ async fn assert_refuses(ctx: &Ctx<'_>) {
     let (pool, a, new) = (ctx.pool(), n("a"), n("new"));
     let kind = ErrorKind::NoSpace;
     // Each asks for more than what any limit leaves.
-    let size = ByteSize::new(usage(ctx).await.total.bytes() / 512 * 512);
+    let size = ByteSize::new(usage(ctx).await.total.bytes() / 512 * 1024);
     let result = pool.create_volume(&new, CreateOptions::thin(size)).await;
     ctx.refused(result, kind, "create_volume", "new", &before)
         .await;
@@ -82,13 +82,10 @@ async fn assert_refuses(ctx: &Ctx<'_>) {
             .await;
     }
     // What exists can be had again, written and freed.
-    ctx.create("a", before_size(ctx).await).await;
+    let size = ctx.volume("a").await.virtual_size.bytes();
+    ctx.create("a", size).await;
     ctx.write("a", 0, pattern(7, 4096)).await;
     assert_same(&ctx.read_part("a", 4096).await, &pattern(7, 4096), "written");
-}
-
-async fn before_size(ctx: &Ctx<'_>) -> u64 {
-    ctx.volume("a").await.virtual_size.bytes()
 }
 
 pub(crate) async fn policy_overcommit_limit_is_kept(ctx: &Ctx<'_>) {
