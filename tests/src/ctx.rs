@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use volmux::{
     AuditOptions, BlockDevice, ByteRange, ByteSize, CreateOptions, Error, ErrorKind, ExtentQuery,
-    OpenOptions, Origin, Pool, PoolExt, Provisioning, Result, Volume, VolumeId,
-    VolumeName,
+    OpenOptions, Origin, Pool, PoolExt, Provisioning, Result, Volume, VolumeId, VolumeName,
 };
 
 use crate::content::{pattern, read_all};
@@ -266,7 +266,22 @@ impl<'a> Ctx<'a> {
         before: &State,
     ) {
         assert_error(result, kind, op, volume);
-        assert_eq!(&self.state().await, before, "{op} failed and yet changed something");
+        assert_eq!(
+            &self.state().await,
+            before,
+            "{op} failed and yet changed something"
+        );
+    }
+
+    /// Waits until `done`: space that was freed may come back in the background.
+    pub(crate) async fn eventually(&self, what: &str, mut done: impl AsyncFnMut() -> bool) {
+        for _ in 0..1000 {
+            if done().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("still not: {what}");
     }
 
     /// Asserts that the pool is whole: every volume can be listed and looked up, and an audit

@@ -21,8 +21,6 @@ pub struct Expect {
     /// Whether [`Fixture::reopen`](crate::Fixture::reopen) gives a second, independent pool on the
     /// same storage, as another process would have.
     pub second_handle: bool,
-    /// Whether the space that is in use shows in `usage` as soon as it was flushed.
-    pub prompt_usage: bool,
 }
 
 const fn all_native() -> Capabilities {
@@ -57,7 +55,6 @@ impl Expect {
         size_unit: 512,
         large_size: i64::MAX as u64 / 512 * 512,
         second_handle: false,
-        prompt_usage: true,
     };
 
     /// A directory pool on a file system that can share blocks between files.
@@ -69,7 +66,6 @@ impl Expect {
         size_unit: 512,
         large_size: i64::MAX as u64 / 4096 * 4096,
         second_handle: true,
-        prompt_usage: true,
     };
 
     /// A directory pool on a file system that has to copy. ext4 limits a file to 16 TiB.

@@ -123,6 +123,8 @@ struct DirFixture {
 impl Storage for DirStorage {
     async fn make_pool(&self, settings: PoolSettings) -> Box<dyn Fixture> {
         let mut config = DirConfig::new(self.new_dir());
+        // Foreign files may be there before the first volume.
+        config.init = true;
         config.overcommit_limit = settings.overcommit_limit;
         config.warn_percent = settings.warn_percent;
         config.refuse_percent = settings.refuse_percent;

@@ -59,7 +59,11 @@ impl LoopFs {
             .expect("a temporary file");
         image.as_file().set_len(bytes).expect("a sparse file");
         let mkfs = format!("/usr/sbin/mkfs.{kind}");
-        run(Path::new(&mkfs), mkfs_args.iter().map(OsStr::new), image.path());
+        run(
+            Path::new(&mkfs),
+            mkfs_args.iter().map(OsStr::new),
+            image.path(),
+        );
         enter_private_namespace();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = PathBuf::from(format!("/mnt/{kind}-{}-{number}", std::process::id()));
@@ -128,7 +132,9 @@ fn run<'a>(program: &Path, args: impl Iterator<Item = &'a OsStr>, last: &Path) {
         .output();
     let program = program.display();
     let output = output.unwrap_or_else(|error| {
-        panic!("{program}: {error}; install it: apt-get install mount e2fsprogs xfsprogs btrfs-progs")
+        panic!(
+            "{program}: {error}; install it: apt-get install mount e2fsprogs xfsprogs btrfs-progs"
+        )
     });
     assert!(
         output.status.success(),

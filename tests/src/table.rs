@@ -34,17 +34,38 @@ impl std::fmt::Debug for Case {
 
 /// Every clause that cases stand for, and what it says.
 pub const CLAUSES: &[(&str, &str)] = &[
-    ("c01", "the caller picks names; a bad one is refused before any side effect"),
-    ("c02", "a repeated call returns what is there, a different one AlreadyExists"),
+    (
+        "c01",
+        "the caller picks names; a bad one is refused before any side effect",
+    ),
+    (
+        "c02",
+        "a repeated call returns what is there, a different one AlreadyExists",
+    ),
     ("c03", "snapshots and clones stand on their own"),
-    ("c04", "a snapshot holds every flushed write, and never changes"),
-    ("c05", "snapshots and clones cost nothing that grows with the data"),
+    (
+        "c04",
+        "a snapshot holds every flushed write, and never changes",
+    ),
+    (
+        "c05",
+        "snapshots and clones cost nothing that grows with the data",
+    ),
     ("c06", "crash-safe; what is left over is found by an audit"),
-    ("c07", "unwritten and discarded ranges are zeros; nobody's old data is readable"),
-    ("c08", "sizes are bytes, may be rounded up, and shrink only with a flag"),
+    (
+        "c07",
+        "unwritten and discarded ranges are zeros; nobody's old data is readable",
+    ),
+    (
+        "c08",
+        "sizes are bytes, may be rounded up, and shrink only with a flag",
+    ),
     ("c09", "one writer, unless shared; a stale one is fenced"),
     ("c10", "after a dropped future, calling again converges"),
-    ("c11", "what a pool can't do is said beforehand and returns Unsupported"),
+    (
+        "c11",
+        "what a pool can't do is said beforehand and returns Unsupported",
+    ),
     ("c12", "every failure is a typed error, and nothing changes"),
     ("revert", "content and size go back to a snapshot, in place"),
     ("pool", "what else the Pool trait promises"),
@@ -275,7 +296,10 @@ mod tests {
         let listed: BTreeSet<&str> = CLAUSES.iter().map(|(clause, _)| *clause).collect();
         let used: BTreeSet<&str> = CASES.iter().map(Case::clause).collect();
         assert_eq!(listed.len(), CLAUSES.len(), "a clause is listed twice");
-        assert_eq!(used, listed, "a clause without a case, or a case without a clause");
+        assert_eq!(
+            used, listed,
+            "a clause without a case, or a case without a clause"
+        );
     }
 
     #[test]

@@ -81,7 +81,11 @@ pub(crate) async fn concurrent_renames_onto_one_name_have_one_winner(ctx: &Ctx<'
     .await;
     let won = winners(results, ErrorKind::AlreadyExists);
     assert_eq!(won.len(), 1, "one wins");
-    assert_same(&ctx.read("target").await, &pattern(won[0], 64 << 10), "target");
+    assert_same(
+        &ctx.read("target").await,
+        &pattern(won[0], 64 << 10),
+        "target",
+    );
     assert_eq!(ctx.names().await.len() as u64, CALLERS);
     for i in (0..CALLERS).filter(|i| *i != won[0]) {
         let name = format!("v{i}");

@@ -16,7 +16,10 @@ async fn assert_cost(ctx: &Ctx<'_>, support: Support, what: &str, make: impl Fut
     let taken = used(ctx).await.saturating_sub(before);
     match support {
         Support::Native => assert!(taken < DATA / 4, "a native {what} took {taken} bytes"),
-        _ => assert!(taken > DATA / 2, "an emulated {what} took only {taken} bytes"),
+        _ => assert!(
+            taken > DATA / 2,
+            "an emulated {what} took only {taken} bytes"
+        ),
     }
 }
 

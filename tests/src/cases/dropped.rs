@@ -245,7 +245,11 @@ pub(crate) async fn c10_dropped_looks_change_nothing(ctx: &Ctx<'_>) {
         cut(polls, ctx.pool().usage()).await;
         cut(polls, ctx.pool().volume(&name)).await;
         cut(polls, ctx.pool().volumes()).await;
-        cut(polls, ctx.pool().audit(volmux::AuditOptions { repair: true })).await;
+        cut(
+            polls,
+            ctx.pool().audit(volmux::AuditOptions { repair: true }),
+        )
+        .await;
         cut(polls, ctx.extents("a", volmux::ExtentQuery::allocated())).await;
         let reader = ctx.reader("a").await;
         cut(polls, reader.read_at(0, MIB as usize)).await;
@@ -263,7 +267,10 @@ pub(crate) async fn c10_a_dropped_write_never_overtakes_a_later_one(ctx: &Ctx<'_
         let offset = (round * 4096) as u64;
         cut(polls, device.write_at(offset, pattern(1, MIB as usize))).await;
         let later = pattern(1000 + round as u64, 64 << 10);
-        device.write_at(offset, later).await.expect("the later write");
+        device
+            .write_at(offset, later)
+            .await
+            .expect("the later write");
         let found = device.read_at(offset, 64 << 10).await.expect("read");
         assert_same(&found, &pattern(1000 + round as u64, 64 << 10), "at once");
     }
@@ -306,6 +313,10 @@ pub(crate) async fn c10_a_dropped_write_does_not_reach_the_next_holder(ctx: &Ctx
         let data = pattern(100 + round, MIB as usize);
         next.write_at(0, data.clone()).await.expect("write");
         tokio::time::sleep(Duration::from_millis(5)).await;
-        assert_same(&read_device(next.as_ref()).await, &data, "the next holder's");
+        assert_same(
+            &read_device(next.as_ref()).await,
+            &data,
+            "the next holder's",
+        );
     }
 }

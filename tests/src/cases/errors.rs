@@ -56,8 +56,14 @@ pub(crate) async fn c12_attaching_a_missing_volume_says_so(ctx: &Ctx<'_>) {
         ..exclusive("host-1")
     };
     let result = ctx.pool().attach_volume(&n("missing"), options).await;
-    ctx.refused(result, ErrorKind::NotFound, "attach_volume", "missing", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::NotFound,
+        "attach_volume",
+        "missing",
+        &before,
+    )
+    .await;
     let detached = ctx
         .pool()
         .detach_volume(&n("missing"), &holder("host-1"))
@@ -85,8 +91,14 @@ pub(crate) async fn c12_a_rename_onto_another_volume_is_refused(ctx: &Ctx<'_>) {
     ctx.filled("b", MIB, 2).await;
     let before = ctx.state().await;
     let result = ctx.pool().rename_volume(&n("a"), &n("b")).await;
-    ctx.refused(result, ErrorKind::AlreadyExists, "rename_volume", "b", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::AlreadyExists,
+        "rename_volume",
+        "b",
+        &before,
+    )
+    .await;
 }
 
 pub(crate) async fn c12_ranges_past_the_end_are_refused(ctx: &Ctx<'_>) {
@@ -167,8 +179,14 @@ pub(crate) async fn c12_adopting_what_is_not_there_says_so(ctx: &Ctx<'_>) {
     ctx.refused(result, ErrorKind::NotFound, "adopt_volume", "new", &before)
         .await;
     let result = ctx.pool().adopt_volume(&what, &n("a")).await;
-    ctx.refused(result, ErrorKind::AlreadyExists, "adopt_volume", "a", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::AlreadyExists,
+        "adopt_volume",
+        "a",
+        &before,
+    )
+    .await;
     let adopted = ctx.pool().adopt_volume(&what, &n("b")).await;
     adopted.expect("it is still there to be adopted");
 }

@@ -76,7 +76,10 @@ struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (self.0 >> 33) % bound
     }
 }
@@ -115,7 +118,10 @@ async fn checked(mut stream: ExtentStream, within: ByteRange) -> Vec<ByteRange> 
         assert!(end <= within.end(), "{extent:?} reaches out of {within:?}");
         for edge in [extent.offset, end] {
             let cut = edge == within.offset || edge == within.end();
-            assert!(cut || edge.is_multiple_of(unit), "{edge} lies within a block");
+            assert!(
+                cut || edge.is_multiple_of(unit),
+                "{edge} lies within a block"
+            );
         }
         match joined.last_mut() {
             Some(last) if last.end() == extent.offset => last.length += extent.length,
@@ -201,10 +207,7 @@ pub(crate) async fn extents_allocated_are_what_was_written(ctx: &Ctx<'_>) {
 pub(crate) async fn extents_show_writes_before_a_flush(ctx: &Ctx<'_>) {
     ctx.create("a", SIZE).await;
     let device = ctx.writer("a").await;
-    device
-        .write_at(MIB, pattern(1, 8192))
-        .await
-        .expect("write");
+    device.write_at(MIB, pattern(1, 8192)).await.expect("write");
     let expected = [ByteRange::new(MIB, 8192)];
     let found = ctx.extents("a", ExtentQuery::allocated()).await;
     assert_graded(&found, &expected, ctx.expect.allocated);

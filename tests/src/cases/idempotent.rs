@@ -21,8 +21,14 @@ pub(crate) async fn c02_create_with_another_size_is_refused(ctx: &Ctx<'_>) {
     for size in [MIB / 2, MIB - ctx.expect.size_unit, MIB + 1, 2 * MIB] {
         let options = CreateOptions::thin(ByteSize::new(size));
         let result = ctx.pool().create_volume(&n("a"), options).await;
-        ctx.refused(result, ErrorKind::AlreadyExists, "create_volume", "a", &before)
-            .await;
+        ctx.refused(
+            result,
+            ErrorKind::AlreadyExists,
+            "create_volume",
+            "a",
+            &before,
+        )
+        .await;
     }
 }
 
@@ -34,12 +40,24 @@ pub(crate) async fn c02_create_with_another_provisioning_is_refused(ctx: &Ctx<'_
     assert_eq!(made.expect("thick").id, again.expect("again").id);
     let before = ctx.state().await;
     let result = ctx.pool().create_volume(&n("thin"), thick).await;
-    ctx.refused(result, ErrorKind::AlreadyExists, "create_volume", "thin", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::AlreadyExists,
+        "create_volume",
+        "thin",
+        &before,
+    )
+    .await;
     let thin = CreateOptions::thin(ByteSize::new(MIB));
     let result = ctx.pool().create_volume(&n("thick"), thin).await;
-    ctx.refused(result, ErrorKind::AlreadyExists, "create_volume", "thick", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::AlreadyExists,
+        "create_volume",
+        "thick",
+        &before,
+    )
+    .await;
 }
 
 /// Snapshot, clone or copy.
@@ -47,7 +65,9 @@ async fn derive(ctx: &Ctx<'_>, kind: OriginKind, source: &str, name: &str) -> Re
     let (source, name) = (n(source), n(name));
     match kind {
         OriginKind::Snapshot => {
-            let call = ctx.pool().snapshot_volume(&source, &name, Default::default());
+            let call = ctx
+                .pool()
+                .snapshot_volume(&source, &name, Default::default());
             call.await
         }
         OriginKind::Clone => {
@@ -112,7 +132,8 @@ async fn derive_otherwise(ctx: &Ctx<'_>, kind: OriginKind) {
         let result = derive(ctx, kind, "a", "copied").await;
         ctx.refused(result, exists, op, "copied", &before).await;
         let result = derive(ctx, OriginKind::Copy, "a", "d").await;
-        ctx.refused(result, exists, "copy_volume", "d", &before).await;
+        ctx.refused(result, exists, "copy_volume", "d", &before)
+            .await;
     }
     let result = derive(ctx, kind, "missing", "d").await;
     ctx.refused(result, exists, op, "d", &before).await;
@@ -120,7 +141,8 @@ async fn derive_otherwise(ctx: &Ctx<'_>, kind: OriginKind) {
         .pool()
         .create_volume(&n("d"), CreateOptions::thin(ByteSize::new(MIB)))
         .await;
-    ctx.refused(result, exists, "create_volume", "d", &before).await;
+    ctx.refused(result, exists, "create_volume", "d", &before)
+        .await;
 
     // A new volume in the source's place is another source.
     ctx.delete("a").await;

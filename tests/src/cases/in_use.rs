@@ -172,8 +172,14 @@ pub(crate) async fn c04_a_snapshot_cannot_be_attached_for_writing(ctx: &Ctx<'_>)
         .pool()
         .attach_volume(&n("s"), options(Access::ReadWrite))
         .await;
-    ctx.refused(result, ErrorKind::InvalidInput, "attach_volume", "s", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::InvalidInput,
+        "attach_volume",
+        "s",
+        &before,
+    )
+    .await;
     let attached = ctx
         .pool()
         .attach_volume(&n("s"), options(Access::ReadOnly))

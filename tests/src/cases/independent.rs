@@ -26,7 +26,8 @@ pub(crate) async fn c03_deleting_a_snapshot_harms_nobody(ctx: &Ctx<'_>) {
     ctx.write("a", 0, pattern(2, (MIB / 2) as usize)).await;
     ctx.snapshot("a", "s2").await;
     let second = ctx.read("a").await;
-    ctx.write("a", MIB / 4, pattern(3, (MIB / 2) as usize)).await;
+    ctx.write("a", MIB / 4, pattern(3, (MIB / 2) as usize))
+        .await;
     let third = ctx.read("a").await;
     ctx.clone_of("s2", "c").await;
     ctx.delete("s2").await;
@@ -83,11 +84,7 @@ pub(crate) async fn c03_chains_of_thirty_hold(ctx: &Ctx<'_>) {
     let mut content = ctx.filled("v0", 256 << 10, 1).await.to_vec();
     let mut contents = vec![content.clone()];
     for i in 1..=DEPTH {
-        let (before, snapshot, name) = (
-            format!("v{}", i - 1),
-            format!("s{i}"),
-            format!("v{i}"),
-        );
+        let (before, snapshot, name) = (format!("v{}", i - 1), format!("s{i}"), format!("v{i}"));
         ctx.snapshot(&before, &snapshot).await;
         ctx.clone_of(&snapshot, &name).await;
         let offset = i * 8192 - 1000;
@@ -115,7 +112,11 @@ pub(crate) async fn c03_a_clone_and_its_source_go_their_own_ways(ctx: &Ctx<'_>) 
     ctx.write("c", 1000, pattern(2, 5000)).await;
     assert_same(&ctx.read("a").await, &data, "the source");
     let in_clone = ctx.read("c").await;
-    assert_same(&in_clone[1000..6000], &pattern(2, 5000), "written in the clone");
+    assert_same(
+        &in_clone[1000..6000],
+        &pattern(2, 5000),
+        "written in the clone",
+    );
     assert_same(&in_clone[6000..], &data[6000..], "the clone's rest");
     ctx.write("a", 0, pattern(3, MIB as usize)).await;
     assert_same(&ctx.read("c").await, &in_clone, "the clone");
@@ -126,7 +127,11 @@ pub(crate) async fn c03_a_clone_and_its_source_go_their_own_ways(ctx: &Ctx<'_>) 
         .expect("discard");
     drop(device);
     assert_zeros(&ctx.read("c").await, "the discarded clone");
-    assert_same(&ctx.read("a").await, &pattern(3, MIB as usize), "the source");
+    assert_same(
+        &ctx.read("a").await,
+        &pattern(3, MIB as usize),
+        "the source",
+    );
 }
 
 pub(crate) async fn c03_a_clone_can_be_resized_alone(ctx: &Ctx<'_>) {
@@ -162,7 +167,11 @@ pub(crate) async fn c03_a_copy_is_independent(ctx: &Ctx<'_>) {
     }
     ctx.delete("a").await;
     ctx.delete("s").await;
-    assert_same(&ctx.read("s.copy").await[4096..], &data[4096..], "left alone");
+    assert_same(
+        &ctx.read("s.copy").await[4096..],
+        &data[4096..],
+        "left alone",
+    );
 }
 
 pub(crate) async fn c03_a_snapshot_of_a_snapshot_works(ctx: &Ctx<'_>) {

@@ -34,7 +34,11 @@ fn cancelled_midway() -> Control {
 fn assert_progress(seen: &Mutex<Vec<Progress>>, total: u64) {
     let seen = seen.lock().expect("not poisoned");
     let last = seen.last().expect("progress is told");
-    assert_eq!((last.done, last.total), (total, total), "it ends at its total");
+    assert_eq!(
+        (last.done, last.total),
+        (total, total),
+        "it ends at its total"
+    );
     for (earlier, later) in seen.iter().zip(&seen[1..]) {
         assert!(earlier.done <= later.done, "{earlier:?} then {later:?}");
         assert_eq!(earlier.total, later.total);
@@ -45,7 +49,8 @@ pub(crate) async fn progress_of_a_copy_is_told(ctx: &Ctx<'_>) {
     // Only the data counts, not the holes.
     ctx.create("a", 64 * SIZE).await;
     ctx.write("a", 0, pattern(1, (SIZE / 2) as usize)).await;
-    ctx.write("a", 32 * SIZE, pattern(2, (SIZE / 2) as usize)).await;
+    ctx.write("a", 32 * SIZE, pattern(2, (SIZE / 2) as usize))
+        .await;
     let (control, seen) = watched();
     let options = CopyOptions { control };
     let made = ctx.pool().copy_volume(&n("a"), &n("k"), options).await;
@@ -95,8 +100,7 @@ pub(crate) async fn progress_of_a_copy_into_another_pool_is_told(ctx: &Ctx<'_>) 
         .pool()
         .copy_volume_to(&n("a"), there.pool(), &n("k"), options)
         .await;
-    let error = result.expect_err("cancelled");
-    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error:?}");
+    assert_error(result, ErrorKind::TimedOut, "copy_volume", "k");
     assert!(there.names().await.is_empty(), "nothing is left there");
     assert!(taken > 0);
 }

@@ -5,8 +5,22 @@ use volmux::{ErrorKind, Holder, VolumeName};
 
 /// Names at the edges of what is allowed, and such as a careless backend would trip over.
 const ODD: [&str; 16] = [
-    "_", "0", "a.", "a..b", "a+b", "a-b", "x.json", "x.raw", "pool.json", "lock", "volumes", "data",
-    "tmp", "lost+found", "CON", "__-rf",
+    "_",
+    "0",
+    "a.",
+    "a..b",
+    "a+b",
+    "a-b",
+    "x.json",
+    "x.raw",
+    "pool.json",
+    "lock",
+    "volumes",
+    "data",
+    "tmp",
+    "lost+found",
+    "CON",
+    "__-rf",
 ];
 
 pub(crate) async fn c01_every_allowed_name_works(ctx: &Ctx<'_>) {
@@ -49,12 +63,17 @@ pub(crate) async fn c01_bad_names_do_nothing(ctx: &Ctx<'_>) {
     let before = ctx.state().await;
     let long = "x".repeat(VolumeName::MAX_LEN + 1);
     for bad in [
-        "", ".", "..", "-rf", "+x", ".x", "a/b", "../x", "/x", "a b", "a\0", "a\n", "é", "a:b", "a*",
-        "a\\b", "a'b", "$(x)", "%s", &long,
+        "", ".", "..", "-rf", "+x", ".x", "a/b", "../x", "/x", "a b", "a\0", "a\n", "é", "a:b",
+        "a*", "a\\b", "a'b", "$(x)", "%s", &long,
     ] {
         // A bad name has no type that a pool takes: it ends here, before the pool sees it. What a
         // backend takes as text beside names is `what` of adopt_volume, and holders.
-        assert_error(VolumeName::new(bad), ErrorKind::InvalidInput, "volume_name", bad);
+        assert_error(
+            VolumeName::new(bad),
+            ErrorKind::InvalidInput,
+            "volume_name",
+            bad,
+        );
         let adopted = ctx.pool().adopt_volume(bad, &n("adopted")).await;
         let error = adopted.expect_err("nothing of that name is there");
         let kinds = [

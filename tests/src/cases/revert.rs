@@ -68,15 +68,33 @@ pub(crate) async fn revert_takes_only_the_volumes_own_snapshots(ctx: &Ctx<'_>) {
     let before = ctx.state().await;
     for wrong in ["os", "ss", "c", "k", "other", "a"] {
         let result = revert(ctx, "a", wrong).await;
-        ctx.refused(result, ErrorKind::InvalidInput, "revert_volume", "a", &before)
-            .await;
+        ctx.refused(
+            result,
+            ErrorKind::InvalidInput,
+            "revert_volume",
+            "a",
+            &before,
+        )
+        .await;
     }
     let result = revert(ctx, "a", "missing").await;
-    ctx.refused(result, ErrorKind::NotFound, "revert_volume", "missing", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::NotFound,
+        "revert_volume",
+        "missing",
+        &before,
+    )
+    .await;
     let result = revert(ctx, "missing", "s").await;
-    ctx.refused(result, ErrorKind::NotFound, "revert_volume", "missing", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::NotFound,
+        "revert_volume",
+        "missing",
+        &before,
+    )
+    .await;
 }
 
 pub(crate) async fn revert_knows_a_snapshot_by_identity_and_not_by_name(ctx: &Ctx<'_>) {
@@ -87,8 +105,14 @@ pub(crate) async fn revert_knows_a_snapshot_by_identity_and_not_by_name(ctx: &Ct
     ctx.filled("a", MIB, 2).await;
     let before = ctx.state().await;
     let result = revert(ctx, "a", "s").await;
-    ctx.refused(result, ErrorKind::InvalidInput, "revert_volume", "a", &before)
-        .await;
+    ctx.refused(
+        result,
+        ErrorKind::InvalidInput,
+        "revert_volume",
+        "a",
+        &before,
+    )
+    .await;
     ctx.write("b", 0, pattern(3, 4096)).await;
     revert(ctx, "b", "s").await.expect("by its new name");
     assert_same(&ctx.read("b").await, &data, "b");
@@ -112,7 +136,9 @@ pub(crate) async fn revert_of_a_volume_in_use_is_busy(ctx: &Ctx<'_>) {
         drop(device);
     }
     let reader = ctx.reader("s").await;
-    revert(ctx, "a", "s").await.expect("only the snapshot is open");
+    revert(ctx, "a", "s")
+        .await
+        .expect("only the snapshot is open");
     drop(reader);
     assert_same(&ctx.read("a").await, &data, "a");
 }
@@ -129,5 +155,7 @@ pub(crate) async fn revert_that_is_cancelled_changes_nothing(ctx: &Ctx<'_>) {
     let result = ctx.pool().revert_volume(&n("a"), &n("s"), options).await;
     ctx.refused(result, ErrorKind::TimedOut, "revert_volume", "a", &before)
         .await;
-    revert(ctx, "a", "s").await.expect("calling again converges");
+    revert(ctx, "a", "s")
+        .await
+        .expect("calling again converges");
 }

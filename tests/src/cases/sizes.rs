@@ -27,8 +27,14 @@ pub(crate) async fn c08_wrong_sizes_are_refused_at_creation(ctx: &Ctx<'_>) {
         let size = ByteSize::new(size);
         for options in [CreateOptions::thin(size), CreateOptions::thick(size)] {
             let result = ctx.pool().create_volume(&n("a"), options).await;
-            ctx.refused(result, ErrorKind::InvalidInput, "create_volume", "a", &before)
-                .await;
+            ctx.refused(
+                result,
+                ErrorKind::InvalidInput,
+                "create_volume",
+                "a",
+                &before,
+            )
+            .await;
         }
     }
 }
@@ -42,8 +48,14 @@ pub(crate) async fn c08_wrong_sizes_are_refused_at_resize(ctx: &Ctx<'_>) {
             allow_shrink: true,
         };
         let result = ctx.pool().resize_volume(&n("a"), options).await;
-        ctx.refused(result, ErrorKind::InvalidInput, "resize_volume", "a", &before)
-            .await;
+        ctx.refused(
+            result,
+            ErrorKind::InvalidInput,
+            "resize_volume",
+            "a",
+            &before,
+        )
+        .await;
     }
 }
 
@@ -72,8 +84,14 @@ pub(crate) async fn c08_a_smaller_size_needs_the_flag(ctx: &Ctx<'_>) {
     for size in [512, MIB / 2, MIB - ctx.expect.size_unit] {
         let options = ResizeOptions::grow(ByteSize::new(size));
         let result = ctx.pool().resize_volume(&n("a"), options).await;
-        ctx.refused(result, ErrorKind::InvalidInput, "resize_volume", "a", &before)
-            .await;
+        ctx.refused(
+            result,
+            ErrorKind::InvalidInput,
+            "resize_volume",
+            "a",
+            &before,
+        )
+        .await;
     }
 }
 
@@ -111,7 +129,11 @@ pub(crate) async fn c08_growing_works_while_in_use(ctx: &Ctx<'_>) {
         .expect("write in the new part");
     let found = read_device(reader.as_ref()).await;
     assert_same(&found[..MIB as usize], &data, "the old part");
-    assert_same(&found[2 * MIB as usize - 100..], &pattern(2, 100), "the end");
+    assert_same(
+        &found[2 * MIB as usize - 100..],
+        &pattern(2, 100),
+        "the end",
+    );
 }
 
 pub(crate) async fn c08_thick_volumes_can_be_resized(ctx: &Ctx<'_>) {
@@ -133,6 +155,10 @@ pub(crate) async fn c08_thick_volumes_can_be_resized(ctx: &Ctx<'_>) {
         assert!(reserved, "{size} bytes are reserved: {allocated:?}");
     }
     let found = ctx.read("a").await;
-    assert_same(&found[..MIB as usize], &pattern(1, MIB as usize), "old part");
+    assert_same(
+        &found[..MIB as usize],
+        &pattern(1, MIB as usize),
+        "old part",
+    );
     assert_zeros(&found[MIB as usize..], "new part");
 }

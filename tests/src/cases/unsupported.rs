@@ -46,7 +46,9 @@ async fn attempt(ctx: &Ctx<'_>, capability: &str) -> (&'static str, Result<(), E
                 ctx.snapshot("unsupported", "snapshot").await;
             }
             let snapshot = n("snapshot");
-            let result = pool.revert_volume(&name, &snapshot, Default::default()).await;
+            let result = pool
+                .revert_volume(&name, &snapshot, Default::default())
+                .await;
             ("revert_volume", result.map(drop))
         }
         "thin" => {

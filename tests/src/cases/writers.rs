@@ -26,7 +26,10 @@ pub(crate) async fn c09_a_second_writer_is_refused(ctx: &Ctx<'_>) {
         ctx.refused(result, ErrorKind::Busy, "open_volume", "a", &before)
             .await;
     }
-    first.write_at(0, pattern(2, 512)).await.expect("the first goes on");
+    first
+        .write_at(0, pattern(2, 512))
+        .await
+        .expect("the first goes on");
     drop(first);
     drop(ctx.writer("a").await);
     let there = other.open_volume(&n("a"), OpenOptions::read_write()).await;
@@ -69,7 +72,8 @@ pub(crate) async fn c09_a_reader_cannot_write(ctx: &Ctx<'_>) {
         let result = reader
             .write_zeroes(range, ZeroOptions { may_discard })
             .await;
-        ctx.refused(result, kind, "write_zeroes", "a", &before).await;
+        ctx.refused(result, kind, "write_zeroes", "a", &before)
+            .await;
     }
 }
 
@@ -170,20 +174,24 @@ pub(crate) async fn c09_attached_excludes_writers(ctx: &Ctx<'_>) {
     assert!(text.contains("host-1"), "it names the holder: {text}");
     ctx.refused(result, busy, "open_volume", "a", &before).await;
     let result = attach(ctx, "a", "host-2").await;
-    ctx.refused(result, busy, "attach_volume", "a", &before).await;
+    ctx.refused(result, busy, "attach_volume", "a", &before)
+        .await;
     let result = ctx.pool().delete_volume(&n("a")).await;
-    ctx.refused(result, busy, "delete_volume", "a", &before).await;
+    ctx.refused(result, busy, "delete_volume", "a", &before)
+        .await;
     let result = ctx
         .pool()
         .revert_volume(&n("a"), &n("s"), Default::default())
         .await;
-    ctx.refused(result, busy, "revert_volume", "a", &before).await;
+    ctx.refused(result, busy, "revert_volume", "a", &before)
+        .await;
     let options = ResizeOptions {
         size: ByteSize::new(MIB / 2),
         allow_shrink: true,
     };
     let result = ctx.pool().resize_volume(&n("a"), options).await;
-    ctx.refused(result, busy, "resize_volume", "a", &before).await;
+    ctx.refused(result, busy, "resize_volume", "a", &before)
+        .await;
     drop(ctx.reader("a").await);
     detach(ctx, "a", "host-1").await;
     drop(ctx.writer("a").await);
@@ -247,17 +255,24 @@ pub(crate) async fn c09_taking_over_fences_the_old_writer(ctx: &Ctx<'_>) {
     let result = old.discard(range).await;
     ctx.refused(result, kind, "discard", "a", &before).await;
     let result = old.write_zeroes(range, ZeroOptions::default()).await;
-    ctx.refused(result, kind, "write_zeroes", "a", &before).await;
+    ctx.refused(result, kind, "write_zeroes", "a", &before)
+        .await;
     let result = old.read_at(0, 512).await;
     ctx.refused(result, kind, "read_at", "a", &before).await;
-    new.write_at(0, pattern(4, 512)).await.expect("the new one writes");
+    new.write_at(0, pattern(4, 512))
+        .await
+        .expect("the new one writes");
     drop(old);
     let result = ctx.open("a", OpenOptions::read_write()).await;
     assert_error(result, ErrorKind::Busy, "open_volume", "a");
     drop(new);
     let again = ctx.open("a", options).await;
     drop(again.expect("taking over from nobody"));
-    assert_same(&ctx.read("a").await[..512], &pattern(4, 512), "the new one's");
+    assert_same(
+        &ctx.read("a").await[..512],
+        &pattern(4, 512),
+        "the new one's",
+    );
 }
 
 pub(crate) async fn c09_taking_over_without_fencing_is_refused(ctx: &Ctx<'_>) {
@@ -277,6 +292,8 @@ pub(crate) async fn c09_taking_over_without_fencing_is_refused(ctx: &Ctx<'_>) {
     } else {
         ctx.refused(result, ErrorKind::Unsupported, "open_volume", "a", &before)
             .await;
-        old.write_at(0, pattern(2, 512)).await.expect("the old one goes on");
+        old.write_at(0, pattern(2, 512))
+            .await
+            .expect("the old one goes on");
     }
 }

@@ -148,7 +148,11 @@ pub(crate) async fn c07_shrunk_and_grown_reads_as_zeros(ctx: &Ctx<'_>) {
             assert_eq!(resized.expect("resize").virtual_size.bytes(), size);
         }
         let found = ctx.read(&name).await;
-        assert_same(&found[..keep as usize], &data[..keep as usize], "what was kept");
+        assert_same(
+            &found[..keep as usize],
+            &data[..keep as usize],
+            "what was kept",
+        );
         assert_zeros(&found[keep as usize..], "what was cut off");
     }
 }
@@ -184,6 +188,10 @@ pub(crate) async fn c07_zeros_in_a_snapshot_are_zeros(ctx: &Ctx<'_>) {
     let found = ctx.read("s").await;
     let (start, end) = (range.offset as usize, range.end() as usize);
     assert_zeros(&found[start..end], "discarded before the snapshot");
-    assert_same(&found[..start], &pattern(1, MIB as usize)[..start], "before");
+    assert_same(
+        &found[..start],
+        &pattern(1, MIB as usize)[..start],
+        "before",
+    );
     assert_same(&found[end..], &pattern(1, MIB as usize)[end..], "after");
 }
