@@ -13,7 +13,7 @@ use volmux::{
     OpenOptions, Origin, Pool, PoolExt, Provisioning, Result, Volume, VolumeId, VolumeName,
 };
 
-use crate::content::{pattern, read_all};
+use crate::content::{is_zero, pattern, read_all};
 use crate::{Expect, Fixture, PoolSettings, Storage};
 
 /// A name that is known to be good.
@@ -77,7 +77,7 @@ async fn digest(pool: &dyn Pool, name: &VolumeName) -> u64 {
         let end = extent.end().next_multiple_of(BLOCK).min(device.size());
         let data = device.read_at(start, (end - start) as usize).await;
         for (i, block) in data.expect("read").chunks(BLOCK as usize).enumerate() {
-            if block.iter().any(|&b| b != 0) {
+            if !is_zero(block) {
                 hasher.write_u64(start + i as u64 * BLOCK);
                 hasher.write(block);
             }

@@ -74,19 +74,29 @@ pub(crate) async fn c04_a_snapshot_taken_while_writes_run_is_a_moment(ctx: &Ctx<
             device.flush().await.expect("flush");
         }
     });
-    ctx.snapshot("a", "s").await;
+    let mut taken = 0;
+    loop {
+        let last = writer.is_finished();
+        let name = format!("s{taken}");
+        ctx.snapshot("a", &name).await;
+        taken += 1;
+        let found = ctx.read(&name).await;
+        // Each write was flushed before the next began, so those that show are the first ones.
+        let shows = |i: u64| {
+            let range = (i * BLOCK) as usize..((i + 1) * BLOCK) as usize;
+            found[range] == pattern(50 + i, BLOCK as usize)
+        };
+        let first_missing = (0..64).find(|&i| !shows(i)).unwrap_or(64);
+        assert!(
+            (first_missing..64).all(|i| !shows(i)),
+            "write {first_missing} is missing and a later one shows"
+        );
+        if last {
+            assert_eq!(first_missing, 64, "in the end all are there");
+            break;
+        }
+    }
     writer.await.expect("writer");
-    let found = ctx.read("s").await;
-    // Each write was flushed before the next began, so those that show are the first ones.
-    let shows = |i: u64| {
-        let range = (i * BLOCK) as usize..((i + 1) * BLOCK) as usize;
-        found[range] == pattern(50 + i, BLOCK as usize)
-    };
-    let first_missing = (0..64).find(|&i| !shows(i)).unwrap_or(64);
-    assert!(
-        (first_missing..64).all(|i| !shows(i)),
-        "write {first_missing} is missing and a later one shows"
-    );
 }
 
 pub(crate) async fn c04_a_clone_of_a_volume_in_use_holds_what_was_flushed(ctx: &Ctx<'_>) {
