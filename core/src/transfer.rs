@@ -1,7 +1,9 @@
 //! Moving data between open volumes of any two pools.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
 
 use crate::{
     BlockDevice, ByteRange, ByteSize, Control, CreateOptions, Error, ErrorKind, OpenOptions, Pool,
@@ -44,7 +46,9 @@ pub async fn copy_device(
             .map(move |offset| ByteRange::from_to(offset, extent.end().min(offset + CHUNK)))
     });
     let mut done = 0;
-    let mut moved = stream::iter(chunks)
+    let mut failed = None;
+    let stopped = AtomicBool::new(false);
+    let mut moved = stream::iter(chunks.take_while(|_| !stopped.load(Ordering::Relaxed)))
         .map(|range| async move {
             control.check(OP)?;
             let data = from.read_at(range.offset, range.length as usize).await?;
@@ -54,11 +58,24 @@ pub async fn copy_device(
             Ok::<u64, Error>(range.length)
         })
         .buffer_unordered(DEPTH);
-    while let Some(length) = moved.try_next().await? {
-        done += length;
-        control.report(done, total);
+    // After a failure the requests in flight are waited for: a dropped one may hold its volume in
+    // use for a while, and the caller is about to delete the target.
+    while let Some(result) = moved.next().await {
+        match result {
+            Ok(length) => {
+                done += length;
+                control.report(done, total);
+            }
+            Err(error) => {
+                stopped.store(true, Ordering::Relaxed);
+                failed.get_or_insert(error);
+            }
+        }
     }
     drop(moved);
+    if let Some(error) = failed {
+        return Err(error);
+    }
     to.flush().await?;
     Ok(total)
 }
@@ -90,7 +107,10 @@ pub(crate) async fn copy_between_pools(
     };
     match copied.await {
         Ok(_) => to.volume(name).await,
-        Err(error) => {
+        Err(mut error) => {
+            if error.get("volume").is_none() {
+                error = error.with("volume", name);
+            }
             // The copy's own failure is what the caller must see; a volume that could not be
             // removed either is named beside it.
             match to.delete_volume(name).await {

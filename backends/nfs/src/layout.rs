@@ -306,7 +306,9 @@ fn read_record<T: serde::de::DeserializeOwned + Versioned>(
         return Ok(Some(record::decode(&buffer[..read])?));
     }
     let mut bytes = buffer.to_vec();
-    (&file).take((MAX_RECORD_BYTES - bytes.len()) as u64 + 1).read_to_end(&mut bytes)?;
+    (&file)
+        .take((MAX_RECORD_BYTES - bytes.len()) as u64 + 1)
+        .read_to_end(&mut bytes)?;
     if bytes.len() > MAX_RECORD_BYTES {
         return Err(record::RecordError::Incomplete.into());
     }

@@ -15,7 +15,7 @@ use super::tree::{BLOCK, Tree};
 use super::volume::{Content, MemoryVolume};
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange, ByteSize,
-    Capabilities, CloneOptions, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
+    Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
     ExtentQuery, ExtentStream, Holder, OpenOptions, Origin, OriginKind, Pool, Pressure,
     Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support,
     ThinPolicy, Usage, Volume, VolumeName,
@@ -134,6 +134,12 @@ impl MemoryPool {
             tracing::warn!(pool = %self, volume = %name, op, %pressure, "the pool is filling up");
         }
         Ok(())
+    }
+
+    /// Fails once the caller has cancelled.
+    fn check_stop(&self, control: &Control, op: &'static str, name: &VolumeName) -> Result<()> {
+        let check = control.check(op);
+        check.map_err(|error| error.with("pool", self).with("volume", name))
     }
 
     fn check_size(&self, op: &'static str, name: &VolumeName, size: ByteSize) -> Result<u64> {
@@ -397,7 +403,7 @@ impl Pool for MemoryPool {
         options: SnapshotOptions,
     ) -> Result<Volume> {
         let op = "snapshot_volume";
-        options.control.check(op)?;
+        self.check_stop(&options.control, op, name)?;
         self.derive(op, OriginKind::Snapshot, source, name)
     }
 
@@ -408,7 +414,7 @@ impl Pool for MemoryPool {
         options: CloneOptions,
     ) -> Result<Volume> {
         let op = "clone_volume";
-        options.control.check(op)?;
+        self.check_stop(&options.control, op, name)?;
         self.derive(op, OriginKind::Clone, source, name)
     }
 
@@ -420,7 +426,7 @@ impl Pool for MemoryPool {
     ) -> Result<Volume> {
         let op = "copy_volume";
         let kind = OriginKind::Copy;
-        options.control.check(op)?;
+        self.check_stop(&options.control, op, name)?;
         let (parent, from, size, provisioning, blocks) = {
             let volumes = self.lock();
             if let Some(volume) = self.made_before(&volumes, op, kind, source, name)? {
@@ -440,7 +446,9 @@ impl Pool for MemoryPool {
             self.admit(&volumes, op, name, size, blocks * BLOCK)?;
             (parent, from, size, provisioning, blocks)
         };
-        let copied = copy::duplicate(&self.space, &from, blocks, &options.control).await?;
+        let copied = copy::duplicate(&self.space, &from, blocks, &options.control)
+            .await
+            .map_err(|error| error.with("pool", self).with("volume", name))?;
         let (tree, rest) = copied.ok_or_else(|| self.full(op, name))?;
         let mut volumes = self.lock();
         // Somebody else may have been quicker.
@@ -460,7 +468,7 @@ impl Pool for MemoryPool {
         options: RevertOptions,
     ) -> Result<Volume> {
         let op = "revert_volume";
-        options.control.check(op)?;
+        self.check_stop(&options.control, op, name)?;
         let wrong = |kind, reason: &str| {
             self.error(kind, op, name)
                 .with("snapshot", snapshot)
