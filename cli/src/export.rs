@@ -57,12 +57,13 @@ pub async fn run(app: &App, args: &ExportArgs) -> Result<u8> {
         control: &control,
         bar: &bar,
     };
-    let (size, hash) = match &destination {
-        Destination::File { path, replace } => export.to_file(path, *replace).await?,
-        Destination::Device(path) => export.to_device(path).await?,
-    };
-    drop(bar);
     let (Destination::File { path, .. } | Destination::Device(path)) = &destination;
+    let done = match &destination {
+        Destination::File { path, replace } => export.to_file(path, *replace).await,
+        Destination::Device(path) => export.to_device(path).await,
+    };
+    let (size, hash) = done.map_err(|e| e.with("image", path.display()))?;
+    drop(bar);
     let document = TransferDoc {
         schema: "volmux.export.v1",
         volume: VolumeDoc::from(&volume),
@@ -198,7 +199,7 @@ fn remove_stale(dir: &Path, prefix: &OsStr) -> std::io::Result<()> {
 
 /// A new, locked, empty file beside `path`; gone when it is dropped.
 fn new_partial(path: &Path) -> Result<NamedTempFile> {
-    let wrong = |e| Error::from_io(OP, e).with("path", path.display());
+    let wrong = |e| Error::from_io(OP, e);
     let (dir, file_name) = (
         path.parent().unwrap_or(path),
         path.file_name().unwrap_or_default(),
@@ -218,7 +219,7 @@ fn new_partial(path: &Path) -> Result<NamedTempFile> {
 
 /// Moves a whole image to its place, durably.
 fn publish(partial: NamedTempFile, path: &Path, replace: bool) -> Result<()> {
-    let wrong = |e| Error::from_io(OP, e).with("path", path.display());
+    let wrong = |e| Error::from_io(OP, e);
     partial.as_file().sync_all().map_err(wrong)?;
     let moved = match replace {
         true => partial.persist(path),
@@ -277,7 +278,7 @@ impl Export<'_> {
     }
 
     async fn to_device(&self, path: &Path) -> Result<(ByteSize, Option<String>)> {
-        let wrong = |e| Error::from_io(OP, e).with("path", path.display());
+        let wrong = |e| Error::from_io(OP, e);
         // On a block device EXCL fails while it is mounted or otherwise in use.
         let file = FileOptions::new()
             .read(true)
@@ -290,7 +291,6 @@ impl Export<'_> {
         let size = source.size();
         if room < size {
             return Err(Error::new(ErrorKind::NoSpace, OP)
-                .with("path", path.display())
                 .reason(format!("the device has {room} bytes, the volume {size}")));
         }
         let target = self.raw_file(&file, size)?;

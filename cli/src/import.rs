@@ -218,10 +218,15 @@ impl Import<'_> {
         };
         match work.await {
             Ok(done) => Ok(done),
-            Err(error) => match stale::delete(self.pool, self.staging).await {
-                Ok(()) => Err(error),
-                Err(left) => Err(error.with("left_behind", format!("{} ({left})", self.staging))),
-            },
+            Err(error) => {
+                let error = error.with("image", self.image.path.display());
+                match stale::delete(self.pool, self.staging).await {
+                    Ok(()) => Err(error),
+                    Err(left) => {
+                        Err(error.with("left_behind", format!("{} ({left})", self.staging)))
+                    }
+                }
+            }
         }
     }
 
@@ -237,9 +242,7 @@ impl Import<'_> {
             .pool
             .open_volume(self.staging, OpenOptions::read_write());
         let target = open.await?;
-        copy_device(&source, target.as_ref(), self.control)
-            .await
-            .map_err(|e| e.with("image", self.image.path.display()))?;
+        copy_device(&source, target.as_ref(), self.control).await?;
         if !self.args.verify {
             return Ok(None);
         }

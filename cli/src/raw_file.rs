@@ -15,8 +15,6 @@ use volmux::{
     ZeroOptions,
 };
 
-const OP: &str = "raw_file";
-
 /// An open raw image.
 #[derive(Debug)]
 pub struct RawFile {
@@ -43,15 +41,19 @@ impl RawFile {
         range: ByteRange,
         work: impl FnOnce(&File) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        range.check_within(self.size, OP)?;
+        let op = match self.access {
+            Access::ReadOnly => "read_image",
+            Access::ReadWrite => "write_image",
+        };
+        range.check_within(self.size, op)?;
         let file = self.file.clone();
         match tokio::task::spawn_blocking(move || work(&file)).await {
             Ok(done) => done.map_err(|e| {
-                Error::from_io(OP, e)
+                Error::from_io(op, e)
                     .with("offset", range.offset)
                     .with("length", range.length)
             }),
-            Err(error) => Err(Error::new(ErrorKind::Internal, OP).with_source(error)),
+            Err(error) => Err(Error::new(ErrorKind::Internal, op).with_source(error)),
         }
     }
 }

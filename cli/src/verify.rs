@@ -1,6 +1,8 @@
 //! SHA-256 of the virtual content.
 
-use futures::stream::{self, StreamExt, TryStreamExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::stream::{self, StreamExt};
 use sha2::{Digest, Sha256};
 use volmux::{BlockDevice, Control, Error, ErrorKind, Result};
 
@@ -15,20 +17,36 @@ const DEPTH: usize = 4;
 pub async fn sha256(device: &dyn BlockDevice, size: u64, control: &Control) -> Result<String> {
     const OP: &str = "verify";
     let own = device.size().min(size);
-    let mut reads = stream::iter((0..own).step_by(CHUNK as usize))
-        .map(|offset| async move {
-            control.check(OP)?;
-            device
-                .read_at(offset, CHUNK.min(own - offset) as usize)
-                .await
-        })
-        .buffered(DEPTH);
     let mut hash = Sha256::new();
     let mut done = 0;
-    while let Some(data) = reads.try_next().await? {
-        hash.update(&data);
-        done += data.len() as u64;
-        control.report(done, size);
+    let mut failed = None;
+    let stopped = AtomicBool::new(false);
+    let offsets = (0..own).step_by(CHUNK as usize);
+    let mut reads = stream::iter(offsets.take_while(|_| !stopped.load(Ordering::Relaxed)))
+        .map(|offset| async move {
+            control.check(OP)?;
+            let length = CHUNK.min(own - offset) as usize;
+            device.read_at(offset, length).await
+        })
+        .buffered(DEPTH);
+    // After a failure the reads in flight are waited for: a dropped one may hold its volume in use
+    // for a while, and the caller is about to delete it.
+    while let Some(read) = reads.next().await {
+        match read {
+            Ok(data) => {
+                hash.update(&data);
+                done += data.len() as u64;
+                control.report(done, size);
+            }
+            Err(error) => {
+                stopped.store(true, Ordering::Relaxed);
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    drop(reads);
+    if let Some(error) = failed {
+        return Err(error);
     }
     let zeros = vec![0; CHUNK as usize];
     while done < size {

@@ -47,6 +47,11 @@ impl Control {
         self
     }
 
+    /// A token that this cancellation cancels, and that can be cancelled by itself.
+    pub(crate) fn child_cancellation(&self) -> CancellationToken {
+        self.cancel.child_token()
+    }
+
     /// Asks the operation to stop.
     pub fn cancel(&self) {
         self.cancel.cancel();

@@ -6,11 +6,13 @@
 
 mod attach;
 mod audit;
+pub mod blocking;
 mod capability;
 mod control;
 mod device;
 mod error;
 mod extent;
+pub mod layers;
 pub mod memory;
 mod pool;
 mod registry;

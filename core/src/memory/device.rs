@@ -142,7 +142,12 @@ impl BlockDevice for MemoryDevice {
 /// at this moment.
 pub(super) fn extents(tree: Tree, other: Option<Tree>, range: ByteRange) -> ExtentStream {
     let first = range.offset / BLOCK;
-    let end = range.end().div_ceil(BLOCK);
+    // An empty range within a block would otherwise yield that block cut to nothing.
+    let end = if range.is_empty() {
+        first
+    } else {
+        range.end().div_ceil(BLOCK)
+    };
     let batches = stream::unfold(Some(first), move |from| {
         let scanned = from
             .filter(|&from| from < end)

@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 
 use super::MemoryConfig;
+use super::copy;
 use super::device::{self, MemoryDevice};
 use super::space::Space;
-use super::tree::{BLOCK, Blocks, Effects, Fill, Tree};
+use super::tree::{BLOCK, Tree};
 use super::volume::{Content, MemoryVolume};
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange, ByteSize,
@@ -22,8 +23,6 @@ use crate::{
 
 const SECTOR: u64 = 512;
 const LARGEST: u64 = i64::MAX as u64 / SECTOR * SECTOR;
-/// A copy gives way to others after this many blocks.
-const COPY_STEP: u64 = 256;
 
 /// A pool in memory.
 #[derive(Debug)]
@@ -98,7 +97,7 @@ impl MemoryPool {
         })
     }
 
-    fn find(&self, op: &'static str, name: &VolumeName) -> Result<Arc<MemoryVolume>> {
+    pub(super) fn find(&self, op: &'static str, name: &VolumeName) -> Result<Arc<MemoryVolume>> {
         self.get(&self.lock(), op, name)
     }
 
@@ -135,6 +134,12 @@ impl MemoryPool {
             tracing::warn!(pool = %self, volume = %name, op, %pressure, "the pool is filling up");
         }
         Ok(())
+    }
+
+    /// Fails once the caller has cancelled.
+    fn check_stop(&self, control: &Control, op: &'static str, name: &VolumeName) -> Result<()> {
+        let check = control.check(op);
+        check.map_err(|error| error.with("pool", self).with("volume", name))
     }
 
     fn check_size(&self, op: &'static str, name: &VolumeName, size: ByteSize) -> Result<u64> {
@@ -215,50 +220,6 @@ impl MemoryPool {
         let volume = MemoryVolume::new(copied, Some(origin(kind, &parent, source)));
         Ok(self.insert(&mut volumes, name, volume))
     }
-
-    /// Duplicates `from` block by block. `None` where there is no room.
-    async fn duplicate(&self, from: &Tree, control: &Control) -> Result<Option<Tree>> {
-        let Some(reservation) = self.space.reserve(from.mapped()) else {
-            return Ok(None);
-        };
-        let mut effects = Effects::default();
-        let mut tree = Tree::new(self.space.clone());
-        let copied = async {
-            let total = from.mapped() * BLOCK;
-            let mut from_block = Some(0);
-            control.report(0, total);
-            while let Some(first) = from_block {
-                let end = u64::MAX / BLOCK;
-                let (runs, next) = from.scan(None, Blocks { first, end });
-                from_block = next;
-                for run in runs {
-                    let mut at = run.blocks.first;
-                    while at < run.blocks.end {
-                        control.check("copy_volume")?;
-                        let mut step = Blocks {
-                            first: at,
-                            end: run.blocks.end,
-                        };
-                        if run.zeros {
-                            tree.fill(step, Fill::Zeros, &mut effects);
-                        } else {
-                            step.end = step.end.min(at + COPY_STEP);
-                            let mut bytes = vec![0; ((step.end - at) * BLOCK) as usize];
-                            from.read(at * BLOCK, &mut bytes);
-                            tree.write(at * BLOCK, &bytes, &mut effects);
-                        }
-                        at = step.end;
-                        control.report(tree.mapped() * BLOCK, total);
-                        tokio::task::yield_now().await;
-                    }
-                }
-            }
-            Ok(())
-        };
-        let copied = copied.await;
-        reservation.settle(effects.created.cast_signed());
-        copied.map(|()| Some(tree))
-    }
 }
 
 fn origin(kind: OriginKind, parent: &MemoryVolume, name: &VolumeName) -> Origin {
@@ -331,7 +292,7 @@ impl Pool for MemoryPool {
             .ok_or_else(|| self.full(op, name))?;
         let tree = Tree::new(self.space.clone());
         let volume = MemoryVolume::new(Content::new(tree, size, options.provisioning), None);
-        reservation.settle(blocks.cast_signed());
+        reservation.keep_rest();
         Ok(self.insert(&mut volumes, name, volume))
     }
 
@@ -442,7 +403,7 @@ impl Pool for MemoryPool {
         options: SnapshotOptions,
     ) -> Result<Volume> {
         let op = "snapshot_volume";
-        options.control.check(op)?;
+        self.check_stop(&options.control, op, name)?;
         self.derive(op, OriginKind::Snapshot, source, name)
     }
 
@@ -453,7 +414,7 @@ impl Pool for MemoryPool {
         options: CloneOptions,
     ) -> Result<Volume> {
         let op = "clone_volume";
-        options.control.check(op)?;
+        self.check_stop(&options.control, op, name)?;
         self.derive(op, OriginKind::Clone, source, name)
     }
 
@@ -465,28 +426,37 @@ impl Pool for MemoryPool {
     ) -> Result<Volume> {
         let op = "copy_volume";
         let kind = OriginKind::Copy;
-        options.control.check(op)?;
-        let (parent, from, size) = {
+        self.check_stop(&options.control, op, name)?;
+        let (parent, from, size, provisioning, blocks) = {
             let volumes = self.lock();
             if let Some(volume) = self.made_before(&volumes, op, kind, source, name)? {
                 return Ok(volume);
             }
             let parent = self.get(&volumes, op, source)?;
-            let (from, size) = {
+            let (from, size, provisioning, blocks) = {
                 let content = parent.read();
-                (content.tree.clone(), content.size)
+                let blocks = content.tree.mapped() + content.unwritten();
+                (
+                    content.tree.clone(),
+                    content.size,
+                    content.provisioning(),
+                    blocks,
+                )
             };
-            self.admit(&volumes, op, name, size, from.mapped() * BLOCK)?;
-            (parent, from, size)
+            self.admit(&volumes, op, name, size, blocks * BLOCK)?;
+            (parent, from, size, provisioning, blocks)
         };
-        let copied = self.duplicate(&from, &options.control).await?;
-        let tree = copied.ok_or_else(|| self.full(op, name))?;
+        let copied = copy::duplicate(&self.space, &from, blocks, &options.control)
+            .await
+            .map_err(|error| error.with("pool", self).with("volume", name))?;
+        let (tree, rest) = copied.ok_or_else(|| self.full(op, name))?;
         let mut volumes = self.lock();
         // Somebody else may have been quicker.
         if let Some(volume) = self.made_before(&volumes, op, kind, source, name)? {
             return Ok(volume);
         }
-        let content = Content::new(tree, size, Provisioning::Thin);
+        rest.keep_rest();
+        let content = Content::new(tree, size, provisioning);
         let volume = MemoryVolume::new(content, Some(origin(kind, &parent, source)));
         Ok(self.insert(&mut volumes, name, volume))
     }
@@ -498,7 +468,7 @@ impl Pool for MemoryPool {
         options: RevertOptions,
     ) -> Result<Volume> {
         let op = "revert_volume";
-        options.control.check(op)?;
+        self.check_stop(&options.control, op, name)?;
         let wrong = |kind, reason: &str| {
             self.error(kind, op, name)
                 .with("snapshot", snapshot)

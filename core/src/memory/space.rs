@@ -55,6 +55,17 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
+    /// Leaves `blocks` of what was set aside to the caller's blocks, which give them back when they
+    /// are dropped.
+    pub(super) fn keep(&mut self, blocks: u64) {
+        self.left -= blocks;
+    }
+
+    /// Leaves all that was set aside to the caller, who gives it back.
+    pub(super) fn keep_rest(mut self) {
+        self.left = 0;
+    }
+
     /// Ends the reservation with exactly `blocks` counted, which the caller's blocks give back
     /// when they are dropped. It may be more than was set aside where the caller is about to drop
     /// the difference, and less than nothing where it gave back what it had counted before.

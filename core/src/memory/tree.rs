@@ -165,6 +165,11 @@ impl Tree {
         }
     }
 
+    /// Where its blocks are counted.
+    pub(super) fn space(&self) -> &Space {
+        &self.space
+    }
+
     /// Number of allocated blocks.
     pub(super) fn mapped(&self) -> u64 {
         self.mapped
@@ -175,6 +180,23 @@ impl Tree {
         if !into.is_empty() {
             let blocks = touched(offset, into.len());
             read(&self.root, ROOT, 0, blocks, offset, into);
+        }
+    }
+
+    /// Where each block lies, which tells blocks apart.
+    #[cfg(test)]
+    pub(super) fn identities(&self, seen: &mut std::collections::BTreeSet<usize>) {
+        let mut nodes = vec![&self.root];
+        while let Some(node) = nodes.pop() {
+            match node {
+                Node::Hole => {}
+                Node::Data(block) => drop(seen.insert(Arc::as_ptr(block).addr())),
+                Node::Zeros(zeros) if zeros.blocks == 1 => {
+                    seen.insert(Arc::as_ptr(zeros).addr());
+                }
+                Node::Zeros(zeros) => nodes.extend(zeros.parts().iter()),
+                Node::Inner(children) => nodes.extend(children.iter()),
+            }
         }
     }
 

@@ -83,6 +83,7 @@ pub(super) struct Content {
 }
 
 impl Content {
+    /// A thick volume's whole size must have been set aside.
     pub(super) fn new(tree: Tree, size: u64, provisioning: Provisioning) -> Self {
         Content {
             tree,
@@ -261,6 +262,12 @@ impl Content {
             content.size = size;
         })?;
         Some((effects, old))
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.tree.space().release(self.unwritten());
     }
 }
 

@@ -1,0 +1,507 @@
+//! For programs without async: the same calls, which return when they are done.
+//!
+//! A [`Pool`] brings its own threads to run on. It must not be used from within an async runtime:
+//! there a call would hold up everything else that runs on the thread, so it returns an error. The
+//! threads of a runtime's `spawn_blocking` count as within it.
+//!
+//! ```
+//! use volmux_core::memory::MemoryBackend;
+//! use volmux_core::{ByteRange, ByteSize, CreateOptions, ExtentQuery, OpenOptions, Registry};
+//! use volmux_core::{VolumeName, blocking};
+//!
+//! # fn main() -> volmux_core::Result<()> {
+//! let registry = Registry::new().with(MemoryBackend);
+//! let pool = blocking::Pool::open(&registry, "memory:")?;
+//! let name = VolumeName::new("disk")?;
+//! pool.create_volume(&name, CreateOptions::thin(ByteSize::gib(10)))?;
+//!
+//! let device = pool.open_volume(&name, OpenOptions::read_write())?;
+//! device.write_at(4096, b"hello".to_vec())?;
+//! device.flush()?;
+//!
+//! let snapshot = VolumeName::new("monday")?;
+//! pool.snapshot_volume(&name, &snapshot, Default::default())?;
+//! device.write_at(0, b"world".to_vec())?;
+//! let changed: Vec<ByteRange> = pool
+//!     .extents(&name, ExtentQuery::changed_since(snapshot))?
+//!     .collect::<Result<_, _>>()?;
+//! assert_eq!(changed, [ByteRange::new(0, 4096)]);
+//! # Ok(())
+//! # }
+//! ```
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt};
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::{
+    Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange,
+    Capabilities, CloneOptions, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery,
+    ExtentStream, Grade, Holder, OpenOptions, PoolExt, Registry, ResizeOptions, Result,
+    RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName, ZeroOptions,
+};
+
+/// The threads that a pool's calls run on. Pools that share one share its threads.
+#[derive(Clone, Debug)]
+pub struct Threads(Arc<Owned>);
+
+/// A runtime that can be dropped anywhere.
+#[derive(Debug)]
+struct Owned(Option<Runtime>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Dropping would wait for work that runs, which panics within another runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Threads {
+    /// Starts as many threads as there are processors.
+    ///
+    /// # Errors
+    /// `Unavailable` if the operating system gives no threads.
+    pub fn new() -> Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .enable_all()
+            .thread_name("volmux")
+            .build()
+            .map_err(|error| Error::from_io("start_threads", error))?;
+        Ok(Threads(Arc::new(Owned(Some(runtime)))))
+    }
+
+    fn wait<T>(&self, op: &'static str, work: impl Future<Output = T>) -> Result<T> {
+        if Handle::try_current().is_ok() {
+            return Err(Error::new(ErrorKind::InvalidInput, op)
+                .reason("a blocking call was made from within an async runtime")
+                .help("use the async Pool there, or call from a thread of your own"));
+        }
+        let runtime = self.0.0.as_ref();
+        Ok(runtime
+            .expect("it stays until it is dropped")
+            .block_on(work))
+    }
+}
+
+/// A pool whose calls return when they are done. Clones are the same pool.
+///
+/// Each method does what the one of [`crate::Pool`] does, with the same errors; and all return
+/// `InvalidInput` when called from within an async runtime.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    inner: Arc<dyn crate::Pool>,
+    threads: Threads,
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.inner, f)
+    }
+}
+
+impl Pool {
+    /// Opens the pool at `url`, with threads of its own.
+    ///
+    /// # Errors
+    /// As [`Registry::open`]; `Unavailable` if the operating system gives no threads.
+    pub fn open(registry: &Registry, url: &str) -> Result<Self> {
+        let threads = Threads::new()?;
+        let inner = threads.wait("open_pool", registry.open(url))??;
+        Ok(Pool { inner, threads })
+    }
+
+    /// A pool that is open already.
+    pub fn new(pool: Arc<dyn crate::Pool>, threads: &Threads) -> Self {
+        Pool {
+            inner: pool,
+            threads: threads.clone(),
+        }
+    }
+
+    /// The async pool behind it.
+    pub fn inner(&self) -> &Arc<dyn crate::Pool> {
+        &self.inner
+    }
+
+    /// See [`crate::Pool::capabilities`].
+    pub fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    /// See [`crate::Pool::policy`].
+    pub fn policy(&self) -> ThinPolicy {
+        self.inner.policy()
+    }
+
+    /// See [`crate::Pool::usage`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn usage(&self) -> Result<Usage> {
+        self.threads.wait("usage", self.inner.usage())?
+    }
+
+    /// See [`crate::Pool::create_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_volume(&self, name: &VolumeName, options: CreateOptions) -> Result<Volume> {
+        let work = self.inner.create_volume(name, options);
+        self.threads.wait("create_volume", work)?
+    }
+
+    /// See [`crate::Pool::volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn volume(&self, name: &VolumeName) -> Result<Volume> {
+        self.threads.wait("volume", self.inner.volume(name))?
+    }
+
+    /// See [`PoolExt::find_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn find_volume(&self, name: &VolumeName) -> Result<Option<Volume>> {
+        self.threads.wait("volume", self.inner.find_volume(name))?
+    }
+
+    /// See [`crate::Pool::list_volumes`].
+    pub fn list_volumes(&self) -> Volumes {
+        Volumes(Items {
+            stream: Some(self.inner.list_volumes()),
+            threads: self.threads.clone(),
+        })
+    }
+
+    /// See [`crate::Pool::resize_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize_volume(&self, name: &VolumeName, options: ResizeOptions) -> Result<Volume> {
+        let work = self.inner.resize_volume(name, options);
+        self.threads.wait("resize_volume", work)?
+    }
+
+    /// See [`crate::Pool::rename_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rename_volume(&self, name: &VolumeName, to: &VolumeName) -> Result<Volume> {
+        let work = self.inner.rename_volume(name, to);
+        self.threads.wait("rename_volume", work)?
+    }
+
+    /// See [`crate::Pool::delete_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete_volume(&self, name: &VolumeName) -> Result<()> {
+        let work = self.inner.delete_volume(name);
+        self.threads.wait("delete_volume", work)?
+    }
+
+    /// See [`crate::Pool::snapshot_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn snapshot_volume(
+        &self,
+        source: &VolumeName,
+        name: &VolumeName,
+        options: SnapshotOptions,
+    ) -> Result<Volume> {
+        let work = self.inner.snapshot_volume(source, name, options);
+        self.threads.wait("snapshot_volume", work)?
+    }
+
+    /// See [`crate::Pool::clone_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn clone_volume(
+        &self,
+        source: &VolumeName,
+        name: &VolumeName,
+        options: CloneOptions,
+    ) -> Result<Volume> {
+        let work = self.inner.clone_volume(source, name, options);
+        self.threads.wait("clone_volume", work)?
+    }
+
+    /// See [`crate::Pool::copy_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_volume(
+        &self,
+        source: &VolumeName,
+        name: &VolumeName,
+        options: CopyOptions,
+    ) -> Result<Volume> {
+        let work = self.inner.copy_volume(source, name, options);
+        self.threads.wait("copy_volume", work)?
+    }
+
+    /// See [`PoolExt::copy_volume_to`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_volume_to(
+        &self,
+        source: &VolumeName,
+        target: &Pool,
+        name: &VolumeName,
+        options: CopyOptions,
+    ) -> Result<Volume> {
+        let target = target.inner.as_ref();
+        let work = self.inner.copy_volume_to(source, target, name, options);
+        self.threads.wait("copy_volume", work)?
+    }
+
+    /// See [`crate::Pool::revert_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn revert_volume(
+        &self,
+        name: &VolumeName,
+        snapshot: &VolumeName,
+        options: RevertOptions,
+    ) -> Result<Volume> {
+        let work = self.inner.revert_volume(name, snapshot, options);
+        self.threads.wait("revert_volume", work)?
+    }
+
+    /// See [`crate::Pool::adopt_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {
+        let work = self.inner.adopt_volume(what, name);
+        self.threads.wait("adopt_volume", work)?
+    }
+
+    /// See [`crate::Pool::open_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_volume(&self, name: &VolumeName, options: OpenOptions) -> Result<Device> {
+        let work = self.inner.open_volume(name, options);
+        let inner = self.threads.wait("open_volume", work)??;
+        Ok(Device {
+            inner,
+            threads: self.threads.clone(),
+        })
+    }
+
+    /// See [`crate::Pool::extents`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn extents(&self, name: &VolumeName, query: ExtentQuery) -> Result<Extents> {
+        let work = self.inner.extents(name, query);
+        let stream = self.threads.wait("extents", work)??;
+        Ok(Extents::new(stream, &self.threads))
+    }
+
+    /// See [`crate::Pool::attach_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach_volume(&self, name: &VolumeName, options: AttachOptions) -> Result<Attachment> {
+        let work = self.inner.attach_volume(name, options);
+        self.threads.wait("attach_volume", work)?
+    }
+
+    /// See [`crate::Pool::detach_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn detach_volume(&self, name: &VolumeName, holder: &Holder) -> Result<()> {
+        let work = self.inner.detach_volume(name, holder);
+        self.threads.wait("detach_volume", work)?
+    }
+
+    /// See [`crate::Pool::audit`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn audit(&self, options: AuditOptions) -> Result<AuditReport> {
+        self.threads.wait("audit", self.inner.audit(options))?
+    }
+}
+
+/// An open volume whose calls return when they are done. Clones are the same handle; the volume is
+/// closed when the last one is dropped. Any number of threads may call at once.
+///
+/// Each method does what the one of [`BlockDevice`] does, with the same errors; and all return
+/// `InvalidInput` when called from within an async runtime.
+#[derive(Clone, Debug)]
+pub struct Device {
+    inner: Arc<dyn BlockDevice>,
+    threads: Threads,
+}
+
+impl Device {
+    /// The async handle behind it.
+    pub fn inner(&self) -> &Arc<dyn BlockDevice> {
+        &self.inner
+    }
+
+    /// See [`BlockDevice::name`].
+    pub fn name(&self) -> &VolumeName {
+        self.inner.name()
+    }
+
+    /// See [`BlockDevice::size`].
+    pub fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    /// See [`BlockDevice::access`].
+    pub fn access(&self) -> Access {
+        self.inner.access()
+    }
+
+    /// See [`BlockDevice::read_at`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let work = self.inner.read_at(offset, length);
+        self.threads.wait("read_at", work)?
+    }
+
+    /// See [`BlockDevice::write_at`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_at(&self, offset: u64, data: impl Into<Bytes>) -> Result<()> {
+        let work = self.inner.write_at(offset, data.into());
+        self.threads.wait("write_at", work)?
+    }
+
+    /// See [`BlockDevice::flush`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn flush(&self) -> Result<()> {
+        self.threads.wait("flush", self.inner.flush())?
+    }
+
+    /// See [`BlockDevice::discard`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn discard(&self, range: ByteRange) -> Result<()> {
+        self.threads.wait("discard", self.inner.discard(range))?
+    }
+
+    /// See [`BlockDevice::write_zeroes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<()> {
+        let work = self.inner.write_zeroes(range, options);
+        self.threads.wait("write_zeroes", work)?
+    }
+
+    /// See [`BlockDevice::extents`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn extents(&self, range: ByteRange) -> Result<Extents> {
+        let stream = self.threads.wait("extents", self.inner.extents(range))??;
+        Ok(Extents::new(stream, &self.threads))
+    }
+}
+
+/// A stream, one item at a time.
+struct Items<T> {
+    stream: Option<BoxStream<'static, Result<T>>>,
+    threads: Threads,
+}
+
+impl<T> Items<T> {
+    fn next(&mut self, op: &'static str) -> Option<Result<T>> {
+        let item = self.threads.wait(op, self.stream.as_mut()?.next());
+        if !matches!(item, Ok(Some(_))) {
+            // Nothing comes after the end, nor after a call from the wrong place.
+            self.stream = None;
+        }
+        item.unwrap_or_else(|error| Some(Err(error)))
+    }
+}
+
+/// The volumes of a pool, each looked up when it is asked for.
+pub struct Volumes(Items<Volume>);
+
+impl Iterator for Volumes {
+    type Item = Result<Volume>;
+
+    fn next(&mut self) -> Option<Result<Volume>> {
+        self.0.next("list_volumes")
+    }
+}
+
+impl fmt::Debug for Volumes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Volumes").finish_non_exhaustive()
+    }
+}
+
+/// Extents in ascending order; see [`ExtentStream`].
+pub struct Extents {
+    grade: Grade,
+    granularity: u64,
+    items: Items<ByteRange>,
+}
+
+impl Extents {
+    fn new(stream: ExtentStream, threads: &Threads) -> Self {
+        Extents {
+            grade: stream.grade(),
+            granularity: stream.granularity(),
+            items: Items {
+                stream: Some(stream.boxed()),
+                threads: threads.clone(),
+            },
+        }
+    }
+
+    /// How much they can be relied on.
+    pub fn grade(&self) -> Grade {
+        self.grade
+    }
+
+    /// The unit, in bytes, in which the backend tells blocks apart.
+    pub fn granularity(&self) -> u64 {
+        self.granularity
+    }
+}
+
+impl Iterator for Extents {
+    type Item = Result<ByteRange>;
+
+    fn next(&mut self) -> Option<Result<ByteRange>> {
+        self.items.next("extents")
+    }
+}
+
+impl fmt::Debug for Extents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Extents")
+            .field("grade", &self.grade)
+            .field("granularity", &self.granularity)
+            .finish_non_exhaustive()
+    }
+}

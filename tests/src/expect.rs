@@ -1,0 +1,83 @@
+//! What a backend must support, as its test states it.
+
+use volmux::{Capabilities, Grade, Support};
+
+/// What the suite holds a pool to. Written down by hand in the backend's test and never read from
+/// the backend, so that a capability that is lost fails a test.
+#[derive(Clone, Copy, Debug)]
+pub struct Expect {
+    /// What `capabilities()` must return. What is `None` here must return `Unsupported`.
+    pub capabilities: Capabilities,
+    /// Grade of the allocated extents.
+    pub allocated: Grade,
+    /// Grade of the changed extents.
+    pub changed: Grade,
+    /// Granularity of both, in bytes.
+    pub granularity: u64,
+    /// Sizes are rounded up to a multiple of this many bytes.
+    pub size_unit: u64,
+    /// A thin volume of this size must be possible.
+    pub large_size: u64,
+    /// Whether [`Fixture::reopen`](crate::Fixture::reopen) gives a second, independent pool on the
+    /// same storage, as another process would have.
+    pub second_handle: bool,
+}
+
+const fn all_native() -> Capabilities {
+    Capabilities {
+        snapshot: Support::Native,
+        clone: Support::Native,
+        revert: Support::Native,
+        thin: Support::Native,
+        thick: Support::Native,
+        shrink: Support::Native,
+        discard: Support::Native,
+        changed_extents: Support::Native,
+        attach: Support::Native,
+        adopt: Support::Native,
+        shared_writers: Support::Native,
+        fencing: Support::None,
+    }
+}
+
+impl Expect {
+    /// The reference backend.
+    pub const MEMORY: Expect = Expect {
+        capabilities: Capabilities {
+            attach: Support::None,
+            adopt: Support::None,
+            fencing: Support::Native,
+            ..all_native()
+        },
+        allocated: Grade::Exact,
+        changed: Grade::Exact,
+        granularity: 4096,
+        size_unit: 512,
+        large_size: i64::MAX as u64 / 512 * 512,
+        second_handle: false,
+    };
+
+    /// A directory pool on a file system that can share blocks between files.
+    pub const DIR_REFLINK: Expect = Expect {
+        capabilities: all_native(),
+        allocated: Grade::Exact,
+        changed: Grade::Exact,
+        granularity: 4096,
+        size_unit: 512,
+        large_size: i64::MAX as u64 / 4096 * 4096,
+        second_handle: true,
+    };
+
+    /// A directory pool on a file system that has to copy. ext4 limits a file to 16 TiB.
+    pub const DIR_COPY: Expect = Expect {
+        capabilities: Capabilities {
+            snapshot: Support::Emulated,
+            clone: Support::Emulated,
+            revert: Support::Emulated,
+            changed_extents: Support::Emulated,
+            ..all_native()
+        },
+        large_size: 15 << 40,
+        ..Expect::DIR_REFLINK
+    };
+}
