@@ -214,7 +214,7 @@ impl Import<'_> {
             };
             self.control.check(OP)?;
             let volume = self.pool.rename_volume(self.staging, name).await?;
-            Ok((volume, hash))
+            Ok::<_, Error>((volume, hash))
         };
         match work.await {
             Ok(done) => Ok(done),
