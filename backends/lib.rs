@@ -8,5 +8,7 @@ pub use volmux_nfs as nfs;
 
 /// A registry of every backend in this build.
 pub fn registry() -> Registry {
-    Registry::new().with(nfs::DirBackend)
+    Registry::new()
+        .with(memory::MemoryBackend)
+        .with(nfs::DirBackend)
 }

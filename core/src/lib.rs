@@ -11,6 +11,7 @@ mod control;
 mod device;
 mod error;
 mod extent;
+pub mod memory;
 mod pool;
 mod registry;
 mod size;

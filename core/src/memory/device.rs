@@ -1,0 +1,162 @@
+//! An open volume of a memory pool.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+
+use super::space::Space;
+use super::tree::{BLOCK, Blocks, Effects, Tree};
+use super::volume::{Content, MemoryVolume};
+use crate::{
+    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Grade, Result, VolumeName,
+    ZeroOptions,
+};
+
+#[derive(Debug)]
+pub(super) struct MemoryDevice {
+    pub(super) name: VolumeName,
+    pub(super) volume: Arc<MemoryVolume>,
+    pub(super) space: Arc<Space>,
+    pub(super) access: Access,
+    pub(super) epoch: u64,
+}
+
+impl Drop for MemoryDevice {
+    fn drop(&mut self) {
+        self.volume.write().close(self.access, self.epoch);
+    }
+}
+
+impl MemoryDevice {
+    fn error(&self, kind: ErrorKind, op: &'static str) -> Error {
+        Error::new(kind, op).with("volume", &self.name)
+    }
+
+    fn check(&self, content: &Content, range: ByteRange, op: &'static str) -> Result<()> {
+        if self.access == Access::ReadWrite && content.epoch != self.epoch {
+            return Err(self
+                .error(ErrorKind::Fenced, op)
+                .reason("another writer took the volume over"));
+        }
+        range
+            .check_within(content.size, op)
+            .map_err(|error| error.with("volume", &self.name))
+    }
+
+    /// Changes the content under the lock, and frees what was replaced without it.
+    fn change(
+        &self,
+        op: &'static str,
+        range: ByteRange,
+        change: impl FnOnce(&mut Content) -> Option<Effects>,
+    ) -> Result<()> {
+        let replaced = {
+            let mut content = self.volume.write();
+            self.check(&content, range, op)?;
+            if self.access == Access::ReadOnly {
+                return Err(self
+                    .error(ErrorKind::InvalidInput, op)
+                    .reason("the volume is open for reading only")
+                    .help("open it for writing"));
+            }
+            if range.is_empty() {
+                return Ok(());
+            }
+            change(&mut content)
+        };
+        match replaced {
+            Some(_) => Ok(()),
+            None => Err(self
+                .error(ErrorKind::NoSpace, op)
+                .with("offset", range.offset)
+                .with("length", range.length)
+                .reason("the pool is full")
+                .help("delete volumes or discard what is not needed")),
+        }
+    }
+}
+
+#[async_trait]
+impl BlockDevice for MemoryDevice {
+    fn name(&self) -> &VolumeName {
+        &self.name
+    }
+
+    fn size(&self) -> u64 {
+        self.volume.read().size
+    }
+
+    fn access(&self) -> Access {
+        self.access
+    }
+
+    async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let range = ByteRange::new(offset, length as u64);
+        let content = self.volume.read();
+        self.check(&content, range, "read_at")?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).map_err(|error| {
+            self.error(ErrorKind::InvalidInput, "read_at")
+                .with("length", length)
+                .reason("this is too much for one read")
+                .with_source(error)
+        })?;
+        bytes.resize(length, 0);
+        content.tree.read(offset, &mut bytes);
+        Ok(bytes.into())
+    }
+
+    async fn write_at(&self, offset: u64, data: Bytes) -> Result<()> {
+        let range = ByteRange::new(offset, data.len() as u64);
+        self.change("write_at", range, |content| {
+            content.write(&self.space, offset, &data)
+        })
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.check(&self.volume.read(), ByteRange::new(0, 0), "flush")
+    }
+
+    async fn discard(&self, range: ByteRange) -> Result<()> {
+        self.change("discard", range, |content| {
+            content.zero(&self.space, range, true)
+        })
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<()> {
+        self.change("write_zeroes", range, |content| {
+            content.zero(&self.space, range, options.may_discard)
+        })
+    }
+
+    async fn extents(&self, range: ByteRange) -> Result<ExtentStream> {
+        let content = self.volume.read();
+        self.check(&content, range, "extents")?;
+        Ok(extents(content.tree.clone(), None, range))
+    }
+}
+
+/// The allocated extents of `tree` within `range`, or those that differ from `other`, as they are
+/// at this moment.
+pub(super) fn extents(tree: Tree, other: Option<Tree>, range: ByteRange) -> ExtentStream {
+    let first = range.offset / BLOCK;
+    let end = range.end().div_ceil(BLOCK);
+    let batches = stream::unfold(Some(first), move |from| {
+        let scanned = from
+            .filter(|&from| from < end)
+            .map(|from| tree.scan(other.as_ref(), Blocks { first: from, end }));
+        async move {
+            let (runs, next) = scanned?;
+            // A comparison of much data gives way to others in between.
+            tokio::task::yield_now().await;
+            let extents = runs.into_iter().map(move |run| {
+                let blocks = run.blocks;
+                Ok(ByteRange::from_to(blocks.first * BLOCK, blocks.end * BLOCK).intersect(&range))
+            });
+            Some((stream::iter(extents), next))
+        }
+    });
+    ExtentStream::new(Grade::Exact, BLOCK, batches.flatten())
+}
