@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use volmux::{
     AuditOptions, ByteRange, ByteSize, CloneOptions, CopyOptions, CreateOptions, ErrorKind,
-    ExtentQuery, ExtentStream, OpenOptions, Pool, PoolExt, ResizeOptions, RevertOptions,
-    SnapshotOptions, VolumeName,
+    ExtentQuery, OpenOptions, Pool, PoolExt, ResizeOptions, RevertOptions, SnapshotOptions,
+    VolumeName,
 };
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -86,11 +86,9 @@ async fn create_and_write(pool: &Arc<dyn Pool>, names: &Names) -> Outcome {
     write(pool, &names.web, 0, block(b'A')).await?;
     write(pool, &names.web, 32 << 20, block(b'B')).await?;
     let held = pool.extents(&names.web, ExtentQuery::allocated()).await?;
-    println!(
-        "write    2 x {}; allocated: {}",
-        ByteSize::new(BLOCK as u64),
-        show(held).await?
-    );
+    let held = held.collect_joined().await?;
+    assert!(held.iter().map(|r| r.length).sum::<u64>() >= 2 * BLOCK as u64);
+    println!("write    two blocks; allocated: {}", show(&held));
     Ok(())
 }
 
@@ -127,8 +125,9 @@ async fn diff(pool: &Arc<dyn Pool>, names: &Names) -> Outcome {
         let grade = changed.grade();
         let ranges = changed.collect_joined().await?;
         println!(
-            "diff     {name} since {}: {ranges:?} ({grade})",
-            names.monday
+            "diff     {name} since {}: {} ({grade})",
+            names.monday,
+            show(&ranges)
         );
         // A stream may name more than what changed, if its grade says so, and never less.
         assert!(
@@ -215,8 +214,10 @@ async fn read(pool: &Arc<dyn Pool>, name: &VolumeName, offset: u64) -> Outcome<B
     Ok(device.read_at(offset, BLOCK).await?)
 }
 
-async fn show(extents: ExtentStream) -> Outcome<String> {
-    let ranges: Vec<ByteRange> = extents.collect_joined().await?;
-    assert!(ranges.iter().map(|r| r.length).sum::<u64>() >= 2 * BLOCK as u64);
-    Ok(format!("{ranges:?}"))
+/// Ranges as `offset+length`.
+fn show(ranges: &[ByteRange]) -> String {
+    let text = ranges
+        .iter()
+        .map(|r| format!("{}+{}", r.offset, ByteSize::new(r.length)));
+    text.collect::<Vec<_>>().join(", ")
 }
