@@ -1,6 +1,22 @@
-//! Directory pools (`dir:///path`); the NFS mount builds on them.
+//! Directory pools, `dir:///path`: volumes as raw sparse files, with snapshots and clones by reflink
+//! where the file system makes them (XFS, btrfs), and by sparse copies elsewhere.
+//!
+//! The files and how they come and go are described in `layout`; who uses a data file, in `inuse`.
+
+mod attach;
+mod audit;
 mod config;
+mod device;
+mod duplicate;
+mod extents;
+mod inuse;
+mod layout;
+mod lifecycle;
+mod list;
 mod pool;
+mod queue;
+mod record;
+mod sys;
 
 pub use config::DirConfig;
 pub use pool::{DirBackend, DirPool};

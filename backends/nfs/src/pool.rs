@@ -1,20 +1,40 @@
-//! The pool.
+//! The pool: the trait's methods, each of which runs its blocking part on a thread for that.
+
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use volmux_core::{Backend, Pool, PoolUrl, Result};
+use futures::stream::{BoxStream, StreamExt};
+use rustix::fs::OFlags;
+use volmux_core::{
+    AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, ByteSize,
+    Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
+    ExtentQuery, ExtentStream, Holder, MetadataUsage, OpenOptions, OriginKind, Pool, PoolUrl,
+    Pressure, ResizeOptions, Result, RevertOptions, Sharing, SnapshotOptions, SpaceRequest,
+    Support, ThinPolicy, Usage, Volume, VolumeName,
+};
 
 use crate::DirConfig;
+use crate::device::{FileDevice, OpenVolumes};
+use crate::duplicate::Quiet;
+use crate::layout::{Layout, NameLock, PoolDirs, file_error};
+use crate::queue::{Names, Stop, run};
+use crate::record::VolumeRecord;
+use crate::{extents, inuse, sys};
 
 /// A directory pool.
-#[derive(Debug)]
-pub struct DirPool;
+#[derive(Clone)]
+pub struct DirPool(Arc<Inner>);
 
-impl DirPool {
-    /// Opens it.
-    pub async fn open(_config: DirConfig) -> Result<Arc<dyn Pool>> {
-        todo!()
-    }
+/// What the operations work on.
+pub(crate) struct Inner {
+    pub layout: Layout,
+    pub policy: ThinPolicy,
+    pub read_only: bool,
+    pub reflink: bool,
+    pub open_volumes: OpenVolumes,
+    pub names: Names,
 }
 
 /// Backend of `dir:` URLs.
@@ -29,5 +49,554 @@ impl Backend for DirBackend {
 
     async fn open(&self, url: &PoolUrl) -> Result<Arc<dyn Pool>> {
         DirPool::open(DirConfig::from_url(url)?).await
+    }
+}
+
+impl DirPool {
+    /// Opens the pool in a directory. Changes nothing: a directory that is not a pool yet becomes
+    /// one with its first volume. Needs a tokio runtime, as every use of the pool does.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such directory; `InvalidConfig` if it is not a directory, the
+    /// settings are wrong, or the pool is of a newer format; `PermissionDenied`; `Corrupt`.
+    pub async fn open(config: DirConfig) -> Result<Arc<dyn Pool>> {
+        const OP: &str = "open_pool";
+        let policy = config.policy()?;
+        let DirConfig {
+            path,
+            init,
+            read_only,
+            ..
+        } = config;
+        run(OP, Control::new(), move |_| {
+            let layout = Layout::open(&path, init, OP)?;
+            let reflink = can_reflink(&layout);
+            let (open_volumes, names) = (OpenVolumes::default(), Names::default());
+            let inner = Inner {
+                layout,
+                policy,
+                read_only,
+                reflink,
+                open_volumes,
+                names,
+            };
+            Ok(Arc::new(DirPool(Arc::new(inner))) as Arc<dyn Pool>)
+        })
+        .await
+    }
+
+    /// Runs `work` once it is its turn on `names`; names pool and volume in its errors.
+    async fn run<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        names: &[&VolumeName],
+        control: &Control,
+        work: impl FnOnce(&Inner, &Stop) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let turns = self.0.names.turn(names).await;
+        let inner = self.0.clone();
+        let result = run(op, control.clone(), move |stop| {
+            let result = work(&inner, &stop);
+            drop(turns);
+            result
+        });
+        result
+            .await
+            .map_err(|error| self.name_in(error, names.first().copied()))
+    }
+
+    /// Runs `work` that changes no record.
+    async fn look<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.0.clone();
+        let result = run(op, Control::new(), move |_| work(&inner));
+        result
+            .await
+            .map_err(|error| self.name_in(error, Some(name)))
+    }
+
+    fn name_in(&self, mut error: Error, name: Option<&VolumeName>) -> Error {
+        if let Some(name) = name.filter(|_| error.get("volume").is_none()) {
+            error = error.with("volume", name);
+        }
+        if error.get("pool").is_none() {
+            error.with("pool", self)
+        } else {
+            error
+        }
+    }
+
+    async fn duplicate(
+        &self,
+        op: &'static str,
+        kind: OriginKind,
+        source: &VolumeName,
+        name: &VolumeName,
+        control: &Control,
+    ) -> Result<Volume> {
+        let quiet = self.quiet(op, source).await?;
+        let (source, name) = (source.clone(), name.clone());
+        self.run(op, &[&name.clone()], control, move |inner, stop| {
+            inner.duplicate(op, kind, &source, &name, &quiet, stop)
+        })
+        .await
+    }
+
+    /// Holds back the writes that go through this pool object while a copy is made of `name`. A
+    /// reflink needs none of that: the kernel makes it at one moment.
+    async fn quiet(&self, op: &'static str, name: &VolumeName) -> Result<Quiet> {
+        if self.0.reflink {
+            return Ok(Quiet::default());
+        }
+        let looked = name.clone();
+        let record = self
+            .look(op, name, move |inner| inner.find(op, &looked))
+            .await?;
+        let Some(shared) = record.and_then(|r| self.0.open_volumes.get(r.id)) else {
+            return Ok(Quiet::default());
+        };
+        let gate = shared.gate.clone().write_owned().await;
+        Ok(Quiet {
+            writer: shared.exclusive_writer(),
+            _gate: Some(gate),
+        })
+    }
+}
+
+/// Tries a reflink of two files without a name, which leaves nothing behind.
+fn can_reflink(layout: &Layout) -> bool {
+    let dir = match layout.pool("open_pool") {
+        Ok(Some(pool)) => &pool.data,
+        _ => layout.root(),
+    };
+    let unnamed = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::openat(dir, ".", flags, mode).map(std::fs::File::from)
+    };
+    match (unnamed(), unnamed()) {
+        (Ok(from), Ok(to)) => sys::clone_file(&from, &to).is_ok(),
+        _ => false,
+    }
+}
+
+impl Inner {
+    /// Refuses what would change the pool where that was asked for.
+    pub fn check_writable(&self, op: &'static str) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::PermissionDenied, op)
+                .reason("the pool was opened with read_only=true"));
+        }
+        Ok(())
+    }
+
+    /// The pool, which must be there already.
+    pub fn pool(&self, op: &'static str) -> Result<&PoolDirs> {
+        self.layout.pool(op)?.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, op).reason("the directory holds no pool yet")
+        })
+    }
+
+    /// A volume's record, if there is such a volume.
+    pub fn find(&self, op: &'static str, name: &VolumeName) -> Result<Option<VolumeRecord>> {
+        let Some(pool) = self.layout.pool(op)? else {
+            return Ok(None);
+        };
+        pool.read(name).map_err(|e| {
+            self.layout
+                .record_error(op, &format!("volumes/{name}.json"), e)
+                .with("volume", name)
+        })
+    }
+
+    /// A volume's record and the pool.
+    pub fn get(&self, op: &'static str, name: &VolumeName) -> Result<(&PoolDirs, VolumeRecord)> {
+        match (self.layout.pool(op)?, self.find(op, name)?) {
+            (Some(pool), Some(record)) => Ok((pool, record)),
+            _ => Err(Error::new(ErrorKind::NotFound, op)
+                .with("volume", name)
+                .reason("there is no such volume in this pool")),
+        }
+    }
+
+    /// Opens a volume's data and checks that it is all there.
+    pub fn open_data(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        record: &VolumeRecord,
+        flags: OFlags,
+    ) -> Result<std::fs::File> {
+        let path = self
+            .layout
+            .full("data")
+            .join(crate::layout::data_file(record.data));
+        let damaged = |reason: String| {
+            Error::new(ErrorKind::Corrupt, op)
+                .with("path", path.display())
+                .reason(reason)
+                .help("restore the data file from a backup, or delete the volume")
+        };
+        let file = match pool.open_data(record.data, flags) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(damaged("the volume's data file is missing".into()));
+            }
+            Err(error) => return Err(file_error(op, path, error)),
+        };
+        let metadata = file
+            .metadata()
+            .map_err(|error| file_error(op, &path, error))?;
+        if !metadata.is_file() {
+            return Err(damaged(
+                "the volume's data file is not a regular file".into(),
+            ));
+        }
+        if metadata.len() < record.virtual_size.bytes() {
+            return Err(damaged(format!(
+                "the volume's data file has {} bytes and the volume {}",
+                metadata.len(),
+                record.virtual_size.bytes()
+            )));
+        }
+        Ok(file)
+    }
+
+    /// `Busy`, naming who has `file` open.
+    pub fn busy(&self, op: &'static str, file: &std::fs::File) -> Error {
+        Error::new(ErrorKind::Busy, op)
+            .reason("the volume is in use")
+            .with("used_by", inuse::users_of(file))
+            .help("close or detach it there first")
+    }
+
+    /// `Busy` if the volume is attached to anybody.
+    pub fn check_detached(&self, op: &'static str, record: &VolumeRecord) -> Result<()> {
+        let holders: Vec<&str> = record
+            .attachments
+            .iter()
+            .map(|a| a.holder.as_str())
+            .collect();
+        if holders.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Busy, op)
+            .reason("the volume is attached")
+            .with("attached_to", holders.join(", "))
+            .help("detach it from there first"))
+    }
+
+    /// Occupancy without the sum of virtual sizes, which takes a look at every record.
+    pub fn space(&self, op: &'static str) -> Result<Usage> {
+        let stat = rustix::fs::fstatvfs(self.layout.root())
+            .map_err(|errno| file_error(op, self.layout.path(), errno))?;
+        let bytes = |blocks: u64| ByteSize::new(blocks.saturating_mul(stat.f_frsize));
+        Ok(Usage {
+            total: bytes(stat.f_blocks),
+            used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+            free: bytes(stat.f_bavail),
+            provisioned: ByteSize::ZERO,
+            // Zero where inodes are not a resource of their own (btrfs).
+            metadata: (stat.f_files > 0).then(|| MetadataUsage {
+                total: stat.f_files,
+                used: stat.f_files.saturating_sub(stat.f_ffree),
+            }),
+        })
+    }
+
+    /// Applies the thin policy. The lock, where the policy needs the sum of all volumes, keeps other
+    /// processes from adding to it until the caller has published its own.
+    pub fn admit(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        request: SpaceRequest,
+    ) -> Result<Option<NameLock>> {
+        let mut usage = self.space(op)?;
+        let mut lock = None;
+        if self.policy.overcommit_limit.is_some() {
+            lock = Some(pool.lock_admission(op)?);
+            usage.provisioned = self.provisioned(op, pool)?;
+        }
+        let pressure = self.policy.admit(&usage, &request, op)?;
+        if pressure != Pressure::Normal {
+            tracing::warn!(
+                pool = %self.layout.path().display(),
+                used_percent = usage.used_percent(),
+                metadata_percent = usage.metadata_percent(),
+                "the pool is filling up"
+            );
+        }
+        Ok(lock)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Pool for DirPool {
+    fn capabilities(&self) -> Capabilities {
+        let by_reflink = if self.0.reflink {
+            Support::Native
+        } else {
+            Support::Emulated
+        };
+        Capabilities {
+            snapshot: by_reflink,
+            clone: by_reflink,
+            revert: by_reflink,
+            thin: Support::Native,
+            thick: Support::Native,
+            shrink: Support::Native,
+            discard: Support::Native,
+            changed_extents: by_reflink,
+            attach: Support::Native,
+            adopt: Support::Native,
+            shared_writers: Support::Native,
+            fencing: Support::None,
+        }
+    }
+
+    fn policy(&self) -> ThinPolicy {
+        self.0.policy
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        const OP: &str = "usage";
+        self.run(OP, &[], &Control::new(), |inner, _| {
+            let mut usage = inner.space(OP)?;
+            if let Some(pool) = inner.layout.pool(OP)? {
+                usage.provisioned = inner.provisioned(OP, pool)?;
+            }
+            Ok(usage)
+        })
+        .await
+    }
+
+    async fn create_volume(&self, name: &VolumeName, options: CreateOptions) -> Result<Volume> {
+        let owned = name.clone();
+        self.run(
+            "create_volume",
+            &[name],
+            &Control::new(),
+            move |inner, _| inner.create(&owned, options),
+        )
+        .await
+    }
+
+    async fn volume(&self, name: &VolumeName) -> Result<Volume> {
+        let owned = name.clone();
+        self.look("volume", name, move |inner| inner.volume(&owned))
+            .await
+    }
+
+    fn list_volumes(&self) -> BoxStream<'static, Result<Volume>> {
+        let pool = self.clone();
+        crate::list::volumes(self.0.clone())
+            .map(move |item| item.map_err(|error| pool.name_in(error, None)))
+            .boxed()
+    }
+
+    async fn resize_volume(&self, name: &VolumeName, options: ResizeOptions) -> Result<Volume> {
+        let owned = name.clone();
+        self.run(
+            "resize_volume",
+            &[name],
+            &Control::new(),
+            move |inner, _| inner.resize(&owned, options),
+        )
+        .await
+    }
+
+    async fn rename_volume(&self, name: &VolumeName, to: &VolumeName) -> Result<Volume> {
+        let (from, target) = (name.clone(), to.clone());
+        self.run(
+            "rename_volume",
+            &[name, to],
+            &Control::new(),
+            move |inner, _| inner.rename(&from, &target),
+        )
+        .await
+    }
+
+    async fn delete_volume(&self, name: &VolumeName) -> Result<()> {
+        let owned = name.clone();
+        self.run(
+            "delete_volume",
+            &[name],
+            &Control::new(),
+            move |inner, _| inner.delete(&owned),
+        )
+        .await
+    }
+
+    async fn snapshot_volume(
+        &self,
+        source: &VolumeName,
+        name: &VolumeName,
+        options: SnapshotOptions,
+    ) -> Result<Volume> {
+        let kind = OriginKind::Snapshot;
+        self.duplicate("snapshot_volume", kind, source, name, &options.control)
+            .await
+    }
+
+    async fn clone_volume(
+        &self,
+        source: &VolumeName,
+        name: &VolumeName,
+        options: CloneOptions,
+    ) -> Result<Volume> {
+        self.duplicate(
+            "clone_volume",
+            OriginKind::Clone,
+            source,
+            name,
+            &options.control,
+        )
+        .await
+    }
+
+    async fn copy_volume(
+        &self,
+        source: &VolumeName,
+        name: &VolumeName,
+        options: CopyOptions,
+    ) -> Result<Volume> {
+        self.duplicate(
+            "copy_volume",
+            OriginKind::Copy,
+            source,
+            name,
+            &options.control,
+        )
+        .await
+    }
+
+    async fn revert_volume(
+        &self,
+        name: &VolumeName,
+        snapshot: &VolumeName,
+        options: RevertOptions,
+    ) -> Result<Volume> {
+        let (owned, from) = (name.clone(), snapshot.clone());
+        self.run(
+            "revert_volume",
+            &[name],
+            &options.control,
+            move |inner, stop| inner.revert(&owned, &from, stop),
+        )
+        .await
+    }
+
+    async fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {
+        let (what, owned) = (what.to_owned(), name.clone());
+        self.run("adopt_volume", &[name], &Control::new(), move |inner, _| {
+            inner.adopt(&what, &owned)
+        })
+        .await
+    }
+
+    async fn open_volume(
+        &self,
+        name: &VolumeName,
+        options: OpenOptions,
+    ) -> Result<Arc<dyn BlockDevice>> {
+        const OP: &str = "open_volume";
+        let owned = name.clone();
+        self.run(OP, &[name], &Control::new(), move |inner, _| {
+            if options.take_over {
+                return Err(Error::new(ErrorKind::Unsupported, OP)
+                    .reason("a directory pool can't take a volume from a live writer")
+                    .help("end that writer; its lock ends with it"));
+            }
+            let (record, file) = inner.open(OP, &owned, options)?;
+            let size = record.virtual_size.bytes();
+            let shared = inner.open_volumes.get_or_insert(record.id, size);
+            shared.size.store(size, Ordering::Release);
+            let exclusive = options.sharing == Sharing::Exclusive;
+            let provisioning = record.provisioning;
+            let access = options.access;
+            let device = FileDevice::new(owned, file, access, exclusive, provisioning, shared);
+            Ok(Arc::new(device) as Arc<dyn BlockDevice>)
+        })
+        .await
+    }
+
+    async fn extents(&self, name: &VolumeName, query: ExtentQuery) -> Result<ExtentStream> {
+        const OP: &str = "extents";
+        let owned = name.clone();
+        self.look(OP, name, move |inner| {
+            let side = |name: &VolumeName| {
+                let (pool, record) = inner.get(OP, name)?;
+                let file = inner.open_data(OP, pool, &record, OFlags::RDONLY)?;
+                Ok(extents::Side {
+                    file,
+                    size: record.virtual_size.bytes(),
+                })
+            };
+            let volume = side(&owned)?;
+            let range = query
+                .range
+                .unwrap_or(volmux_core::ByteRange::new(0, volume.size));
+            range.check_within(volume.size, OP)?;
+            Ok(match query.kind {
+                ExtentKind::Allocated => extents::allocated(volume.file, range, volume.size, owned),
+                ExtentKind::ChangedSince(since) => {
+                    let since = side(&since)?;
+                    extents::changed(volume, since, range, owned)
+                }
+            })
+        })
+        .await
+    }
+
+    async fn attach_volume(&self, name: &VolumeName, options: AttachOptions) -> Result<Attachment> {
+        let owned = name.clone();
+        self.run(
+            "attach_volume",
+            &[name],
+            &Control::new(),
+            move |inner, _| inner.attach(&owned, &options),
+        )
+        .await
+    }
+
+    async fn detach_volume(&self, name: &VolumeName, holder: &Holder) -> Result<()> {
+        let (owned, holder) = (name.clone(), holder.clone());
+        self.run(
+            "detach_volume",
+            &[name],
+            &Control::new(),
+            move |inner, _| inner.detach(&owned, &holder),
+        )
+        .await
+    }
+
+    async fn audit(&self, options: AuditOptions) -> Result<AuditReport> {
+        self.run("audit", &[], &Control::new(), move |inner, _| {
+            inner.audit(options)
+        })
+        .await
+    }
+}
+
+impl fmt::Display for DirPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dir://{}", self.0.layout.path().display())
+    }
+}
+
+impl fmt::Debug for DirPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirPool")
+            .field("path", &self.0.layout.path())
+            .field("policy", &self.0.policy)
+            .field("read_only", &self.0.read_only)
+            .field("reflink", &self.0.reflink)
+            .finish()
     }
 }

@@ -1,0 +1,117 @@
+//! Attach and detach: a note in the volume's record of who has it, which outlives this process.
+
+use std::fs::File;
+
+use rustix::fs::OFlags;
+use volmux_core::{
+    Access, AttachOptions, AttachTarget, Attachment, Error, ErrorKind, Holder, Result, Sharing,
+    VolumeName,
+};
+
+use crate::inuse;
+use crate::layout::{data_file, file_error};
+use crate::lifecycle::check_not_snapshot;
+use crate::pool::Inner;
+use crate::record::{AttachRecord, VolumeRecord};
+
+impl Inner {
+    pub fn attach(&self, name: &VolumeName, options: &AttachOptions) -> Result<Attachment> {
+        const OP: &str = "attach_volume";
+        let AttachOptions {
+            holder,
+            access,
+            sharing,
+        } = options;
+        self.check_writable(OP)?;
+        let (pool, _) = self.get(OP, name)?;
+        let _locks = pool.lock_names(&[name], OP)?;
+        let (_, mut record) = self.get(OP, name)?;
+        if *access == Access::ReadWrite {
+            check_not_snapshot(OP, &record, "attached for writing")?;
+        }
+        let wanted = AttachRecord {
+            holder: holder.clone(),
+            access: *access,
+            sharing: *sharing,
+        };
+        let against = record
+            .attachments
+            .iter()
+            .find(|other| stands_against(other, &wanted));
+        if let Some(other) = against {
+            return Err(Error::new(ErrorKind::Busy, OP)
+                .reason("the volume is attached in a way that does not go together with this")
+                .with("attached_to", &other.holder)
+                .help("detach it from there first"));
+        }
+        let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
+        if !record.attachments.contains(&wanted) {
+            // Locked until the record says so: whoever opens the volume reads the record after the
+            // lock is his.
+            let free = inuse::lock_for(&file, *access, *sharing);
+            if !free.map_err(|e| file_error(OP, self.layout.full("data"), e))? {
+                return Err(self.busy(OP, &file));
+            }
+            record.attachments.push(wanted);
+            pool.publish_over(name, &record, None)
+                .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;
+        }
+        let path = self.layout.full("data").join(data_file(record.data));
+        Ok(Attachment {
+            volume: name.clone(),
+            id: record.id,
+            holder: holder.clone(),
+            access: *access,
+            target: AttachTarget::File { path },
+        })
+    }
+
+    pub fn detach(&self, name: &VolumeName, holder: &Holder) -> Result<()> {
+        const OP: &str = "detach_volume";
+        self.check_writable(OP)?;
+        if self.find(OP, name)?.is_none() {
+            return Ok(());
+        }
+        let pool = self.pool(OP)?;
+        let _locks = pool.lock_names(&[name], OP)?;
+        let Some(mut record) = self.find(OP, name)? else {
+            return Ok(());
+        };
+        let Some(at) = record.attachments.iter().position(|a| a.holder == *holder) else {
+            return Ok(());
+        };
+        let removed = record.attachments.remove(at);
+        if removed.access == Access::ReadWrite {
+            let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
+            self.check_unwritten(OP, &file, &record)?;
+            file.sync_all()
+                .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+        }
+        pool.publish_over(name, &record, None)
+            .map_err(|e| file_error(OP, self.layout.full("volumes"), e))
+    }
+
+    /// `Busy` if the file has a writer and no attachment is left to account for it.
+    fn check_unwritten(&self, op: &'static str, file: &File, left: &VolumeRecord) -> Result<()> {
+        let accounted = left
+            .attachments
+            .iter()
+            .any(|a| a.access == Access::ReadWrite);
+        let written =
+            inuse::has_writer(file).map_err(|e| file_error(op, self.layout.full("data"), e))?;
+        if written && !accounted {
+            Err(self.busy(op, file))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Whether `other` keeps `wanted` from being attached.
+fn stands_against(other: &AttachRecord, wanted: &AttachRecord) -> bool {
+    if other.holder == wanted.holder {
+        return other != wanted;
+    }
+    let both_write = (other.access, wanted.access) == (Access::ReadWrite, Access::ReadWrite);
+    both_write && (other.sharing, wanted.sharing) != (Sharing::Shared, Sharing::Shared)
+}

@@ -1,0 +1,383 @@
+//! The data path: an open data file.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::future::{BoxFuture, FutureExt};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+use volmux_core::{
+    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Provisioning, Result, VolumeId,
+    VolumeName, ZeroOptions,
+};
+
+use crate::{extents, sys};
+
+/// What the open handles of one volume in one pool object share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The virtual size now.
+    pub size: AtomicU64,
+    /// Held for reading by each write and for writing by a copy that must not see half of one.
+    pub gate: Arc<RwLock<()>>,
+    exclusive_writer: Mutex<Weak<Open>>,
+}
+
+impl Shared {
+    /// The handle that alone writes, if one of this pool object does. While it is held the volume
+    /// stays locked against all other writers, even if the handle is closed meanwhile.
+    pub fn exclusive_writer(&self) -> Option<Arc<Open>> {
+        self.exclusive_writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .upgrade()
+    }
+}
+
+/// The volumes that this pool object has open.
+#[derive(Debug, Default)]
+pub struct OpenVolumes(Mutex<HashMap<VolumeId, Weak<Shared>>>);
+
+impl OpenVolumes {
+    /// The shared state of `id`, if a handle of it is open.
+    pub fn get(&self, id: VolumeId) -> Option<Arc<Shared>> {
+        self.lock().get(&id).and_then(Weak::upgrade)
+    }
+
+    /// The shared state of `id`, made if need be.
+    pub fn get_or_insert(&self, id: VolumeId, size: u64) -> Arc<Shared> {
+        let mut volumes = self.lock();
+        if let Some(shared) = volumes.get(&id).and_then(Weak::upgrade) {
+            return shared;
+        }
+        volumes.retain(|_, shared| shared.strong_count() > 0);
+        let shared = Arc::new(Shared {
+            size: AtomicU64::new(size),
+            gate: Arc::new(RwLock::new(())),
+            exclusive_writer: Mutex::new(Weak::new()),
+        });
+        volumes.insert(id, Arc::downgrade(&shared));
+        shared
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeId, Weak<Shared>>> {
+        // The map is whole between any two statements, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The open file. Kept alive by requests that still run, and with it the volume's lock.
+#[derive(Debug)]
+pub struct Open {
+    name: VolumeName,
+    file: File,
+    access: Access,
+    provisioning: Provisioning,
+    shared: Arc<Shared>,
+    /// Set when a flush failed. The kernel reports a lost write once and then forgets it
+    /// (fsync(2)), so no later flush of this handle can be believed.
+    flush_failed: AtomicBool,
+}
+
+/// An open volume of a directory pool.
+pub struct FileDevice {
+    open: Arc<Open>,
+    abandoned: Abandoned,
+}
+
+impl FileDevice {
+    /// A device on `file`, which holds the locks for `access`.
+    pub fn new(
+        name: VolumeName,
+        file: File,
+        access: Access,
+        exclusive: bool,
+        provisioning: Provisioning,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let flush_failed = AtomicBool::new(false);
+        let open = Arc::new(Open {
+            name,
+            file,
+            access,
+            provisioning,
+            shared,
+            flush_failed,
+        });
+        if exclusive && access == Access::ReadWrite {
+            let mut writer = open
+                .shared
+                .exclusive_writer
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *writer = Arc::downgrade(&open);
+        }
+        FileDevice {
+            open,
+            abandoned: Abandoned::default(),
+        }
+    }
+
+    fn check(&self, range: ByteRange, op: &'static str) -> Result<()> {
+        range
+            .check_within(self.size(), op)
+            .map_err(|e| e.with("volume", &self.open.name))
+    }
+
+    fn check_write(&self, range: ByteRange, op: &'static str) -> Result<()> {
+        if self.open.access == Access::ReadOnly {
+            return Err(Error::new(ErrorKind::InvalidInput, op)
+                .with("volume", &self.open.name)
+                .reason("the volume was opened read-only"));
+        }
+        self.check(range, op)
+    }
+
+    /// Runs `work` where it may block. If the caller drops the future meanwhile, the request is
+    /// remembered, and later ones wait for it.
+    async fn run<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        range: ByteRange,
+        gate: Option<OwnedRwLockReadGuard<()>>,
+        work: impl FnOnce(&Open) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let open = self.open.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work(&open);
+            drop((gate, open));
+            result
+        });
+        let mut running = Running {
+            task: Some(task),
+            abandoned: &self.abandoned,
+        };
+        let task = running.task.as_mut().expect("taken only when dropped");
+        let joined = task.await;
+        running.task = None;
+        let result = joined.map_err(|error| Error::new(ErrorKind::Internal, op).with_source(error));
+        result.and_then(|r| r.map_err(|error| self.io_error(op, range, error)))
+    }
+
+    fn io_error(&self, op: &'static str, range: ByteRange, error: io::Error) -> Error {
+        let (kind, reason) = match error.raw_os_error() {
+            Some(libc::EIO) => (ErrorKind::Unavailable, "the disk below reported an error"),
+            Some(libc::ENOSPC | libc::EDQUOT) => (ErrorKind::NoSpace, "the file system is full"),
+            _ if error.kind() == io::ErrorKind::UnexpectedEof => (
+                ErrorKind::Corrupt,
+                "the data file is shorter than the volume",
+            ),
+            _ => (
+                ErrorKind::of_io(&error),
+                "the file system refused the request",
+            ),
+        };
+        Error::new(kind, op)
+            .with("volume", &self.open.name)
+            .with("offset", range.offset)
+            .with("length", range.length)
+            .reason(reason)
+            .with_source(error)
+    }
+}
+
+#[async_trait]
+impl BlockDevice for FileDevice {
+    fn name(&self) -> &VolumeName {
+        &self.open.name
+    }
+
+    fn size(&self) -> u64 {
+        self.open.shared.size.load(Ordering::Acquire)
+    }
+
+    fn access(&self) -> Access {
+        self.open.access
+    }
+
+    async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
+        const OP: &str = "read_at";
+        let range = ByteRange::new(offset, length as u64);
+        self.check(range, OP)?;
+        self.abandoned.settle().await;
+        self.run(OP, range, None, move |open| {
+            let mut buffer = BytesMut::zeroed(length);
+            open.file.read_exact_at(&mut buffer, offset)?;
+            Ok(buffer.freeze())
+        })
+        .await
+    }
+
+    async fn write_at(&self, offset: u64, data: Bytes) -> Result<()> {
+        const OP: &str = "write_at";
+        let range = ByteRange::new(offset, data.len() as u64);
+        self.check_write(range, OP)?;
+        self.abandoned.settle().await;
+        let gate = self.open.shared.gate.clone().read_owned().await;
+        self.run(OP, range, Some(gate), move |open| {
+            open.file.write_all_at(&data, offset)
+        })
+        .await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        const OP: &str = "flush";
+        self.abandoned.settle().await;
+        let failed_before = || {
+            Error::new(ErrorKind::Unavailable, OP)
+                .with("volume", &self.open.name)
+                .reason("an earlier flush of this handle failed: writes since the last good flush may be lost")
+                .help("see the kernel's log for the disk's fault; open the volume again and check its data")
+        };
+        if self.open.flush_failed.load(Ordering::Acquire) {
+            return Err(failed_before());
+        }
+        let whole = ByteRange::new(0, self.size());
+        self.run(OP, whole, None, move |open| {
+            let result = open.file.sync_data();
+            if result.is_err() {
+                open.flush_failed.store(true, Ordering::Release);
+            }
+            result
+        })
+        .await?;
+        // Another flush may have failed, and taken the kernel's only report, beside this one.
+        if self.open.flush_failed.load(Ordering::Acquire) {
+            Err(failed_before())
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn discard(&self, range: ByteRange) -> Result<()> {
+        const OP: &str = "discard";
+        self.zero(OP, range, true).await
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<()> {
+        self.zero("write_zeroes", range, options.may_discard).await
+    }
+
+    async fn extents(&self, range: ByteRange) -> Result<ExtentStream> {
+        const OP: &str = "extents";
+        self.check(range, OP)?;
+        self.abandoned.settle().await;
+        // A descriptor of its own: the walk moves the file position.
+        let file = File::open(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&self.open.file)
+        ))
+        .map_err(|error| self.io_error(OP, range, error))?;
+        Ok(extents::allocated(
+            file,
+            range,
+            self.size(),
+            self.open.name.clone(),
+        ))
+    }
+}
+
+impl FileDevice {
+    async fn zero(&self, op: &'static str, range: ByteRange, may_discard: bool) -> Result<()> {
+        self.check_write(range, op)?;
+        self.abandoned.settle().await;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let gate = self.open.shared.gate.clone().read_owned().await;
+        self.run(op, range, Some(gate), move |open| {
+            let keep = !may_discard || open.provisioning == Provisioning::Thick;
+            let result = if keep {
+                sys::zero_range(&open.file, range)
+            } else {
+                sys::punch_hole(&open.file, range)
+            };
+            match result {
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    write_zeros(&open.file, range)
+                }
+                result => result,
+            }
+        })
+        .await
+    }
+}
+
+/// The way that every file system has.
+fn write_zeros(file: &File, range: ByteRange) -> io::Result<()> {
+    const CHUNK: u64 = 1 << 20;
+    let zeros = vec![0; range.length.min(CHUNK) as usize];
+    let mut at = range.offset;
+    while at < range.end() {
+        let length = (range.end() - at).min(CHUNK) as usize;
+        file.write_all_at(&zeros[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
+}
+
+impl fmt::Debug for FileDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileDevice")
+            .field("name", &self.open.name)
+            .field("access", &self.open.access)
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Requests whose futures were dropped while they ran. A thread in a system call can't be called
+/// back, so whoever comes next waits for them: otherwise an old write could land on a newer one.
+#[derive(Default)]
+struct Abandoned {
+    count: AtomicUsize,
+    incoming: Mutex<Vec<BoxFuture<'static, ()>>>,
+    draining: tokio::sync::Mutex<Vec<BoxFuture<'static, ()>>>,
+}
+
+impl Abandoned {
+    fn add(&self, task: BoxFuture<'static, ()>) {
+        self.incoming
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(task);
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Waits until none is left of those that were abandoned before this call.
+    async fn settle(&self) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        // Kept in the lock, so that this future can be dropped too without losing any.
+        let mut draining = self.draining.lock().await;
+        draining.append(&mut self.incoming.lock().unwrap_or_else(PoisonError::into_inner));
+        while let Some(task) = draining.last_mut() {
+            task.await;
+            draining.pop();
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// A running request, which is handed to [`Abandoned`] if its future is dropped.
+struct Running<'a, T: Send + 'static> {
+    task: Option<tokio::task::JoinHandle<io::Result<T>>>,
+    abandoned: &'a Abandoned,
+}
+
+impl<T: Send + 'static> Drop for Running<'_, T> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            // One that has not started yet never will.
+            task.abort();
+            self.abandoned.add(task.map(drop).boxed());
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Snapshot, clone, copy and revert: new data that starts as other data.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use tokio::sync::OwnedRwLockWriteGuard;
+use volmux_core::{
+    ByteRange, ByteSize, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, SpaceRequest,
+    Volume, VolumeName,
+};
+
+use crate::device::Open;
+use crate::inuse;
+use crate::layout::{PoolDirs, StagedData, file_error};
+use crate::lifecycle::check_not_snapshot;
+use crate::pool::Inner;
+use crate::queue::Stop;
+use crate::record::VolumeRecord;
+use crate::sys;
+
+/// One read and one write.
+const CHUNK: u64 = 1 << 20;
+/// Written data that is sent on its way to the disk at a time, so that the last fsync is short.
+const WRITEBACK: u64 = 8 << 20;
+
+/// Keeps the source of a copy still: no write through this pool object is half done while it is
+/// held, and its exclusive writer, if there is one, keeps all others out.
+#[derive(Debug, Default)]
+pub struct Quiet {
+    pub writer: Option<Arc<Open>>,
+    pub _gate: Option<OwnedRwLockWriteGuard<()>>,
+}
+
+impl Inner {
+    pub fn duplicate(
+        &self,
+        op: &'static str,
+        kind: OriginKind,
+        source: &VolumeName,
+        name: &VolumeName,
+        quiet: &Quiet,
+        stop: &Stop,
+    ) -> Result<Volume> {
+        self.check_writable(op)?;
+        if source == name {
+            return Err(Error::new(ErrorKind::InvalidInput, op)
+                .with("volume", name)
+                .reason("source and target have the same name"));
+        }
+        let from = self.find(op, source)?;
+        let same = |record: &VolumeRecord| {
+            record.origin.as_ref().is_some_and(|origin| {
+                let same_parent = match &from {
+                    Some(from) => origin.parent_id == from.id,
+                    None => origin.parent_name == *source,
+                };
+                origin.kind == kind && same_parent
+            })
+        };
+        if let Some(existing) = self.existing(op, name, same)? {
+            return Ok(existing);
+        }
+        let (pool, from) = self.get(op, source)?;
+        let provisioning = match kind {
+            OriginKind::Copy => from.provisioning,
+            _ => Provisioning::Thin,
+        };
+        let size = from.virtual_size;
+        let file = self.open_data(op, pool, &from, OFlags::RDONLY)?;
+        let shares = self.reflink && kind != OriginKind::Copy;
+        let reserved = self.bytes_to_move(op, &file, shares, provisioning, size)?;
+        // Dropped here: held through a long copy it would stop everybody else's work.
+        drop(self.admit(
+            op,
+            pool,
+            SpaceRequest {
+                provisioned: size,
+                reserved,
+            },
+        )?);
+
+        let data = self.stage_like(op, pool, &file, size, shares, quiet, stop)?;
+        if provisioning == Provisioning::Thick {
+            sys::reserve(data.file(), ByteRange::new(0, size.bytes()))
+                .map_err(|e| self.data_error(op, e))?;
+        }
+        let mut record = VolumeRecord::new(data.id, size, provisioning);
+        record.origin = Some(Origin {
+            kind,
+            parent_id: from.id,
+            parent_name: source.clone(),
+        });
+        let _admission = match self.policy.overcommit_limit {
+            Some(_) => {
+                let reserved = ByteSize::ZERO;
+                self.admit(
+                    op,
+                    pool,
+                    SpaceRequest {
+                        provisioned: size,
+                        reserved,
+                    },
+                )?
+            }
+            None => None,
+        };
+        self.publish(op, pool, name, &record, data, same)
+    }
+
+    fn data_error(&self, op: &'static str, error: io::Error) -> Error {
+        file_error(op, self.layout.full("data"), error)
+    }
+
+    /// What new data will occupy at once.
+    fn bytes_to_move(
+        &self,
+        op: &'static str,
+        file: &File,
+        shares: bool,
+        provisioning: Provisioning,
+        size: ByteSize,
+    ) -> Result<ByteSize> {
+        if provisioning == Provisioning::Thick {
+            return Ok(size);
+        }
+        if shares {
+            return Ok(ByteSize::ZERO);
+        }
+        let metadata = file.metadata().map_err(|e| self.data_error(op, e))?;
+        Ok(ByteSize::new((metadata.blocks() * 512).min(size.bytes())))
+    }
+
+    /// New data with the content that `file` has at this moment.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two callers, and nothing that belongs together"
+    )]
+    fn stage_like(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        file: &File,
+        size: ByteSize,
+        shares: bool,
+        quiet: &Quiet,
+        stop: &Stop,
+    ) -> Result<StagedData> {
+        let failed = |error| self.data_error(op, error);
+        stop.check(op)?;
+        let data = pool.stage_data().map_err(failed)?;
+        if shares {
+            sys::clone_file(file, data.file()).map_err(|e| self.reflink_error(op, e))?;
+        } else if self.reflink {
+            // A moment's image first, so that the copy may take its time beside a writer.
+            let moment = pool.stage_data().map_err(failed)?;
+            sys::clone_file(file, moment.file()).map_err(|e| self.reflink_error(op, e))?;
+            self.copy_data(op, moment.file(), data.file(), size, stop)?;
+        } else {
+            let still =
+                quiet.writer.is_some() || inuse::lock_against_writers(file).map_err(failed)?;
+            if !still {
+                return Err(self.busy(op, file).help(
+                    "this file system has no reflinks, so a volume that another process writes \
+                     can't be copied at one moment: stop that writer, or use XFS or btrfs",
+                ));
+            }
+            self.copy_data(op, file, data.file(), size, stop)?;
+        }
+        data.file().set_len(size.bytes()).map_err(failed)?;
+        Ok(data)
+    }
+
+    fn reflink_error(&self, op: &'static str, error: io::Error) -> Error {
+        if sys::is_clone_unsupported(&error) {
+            return Error::new(ErrorKind::Unsupported, op)
+                .reason("the file system makes reflinks, but not of this volume's file")
+                .help("see that the file is not a swap file, on DAX, or set to no copy-on-write")
+                .with_source(error);
+        }
+        self.data_error(op, error)
+    }
+
+    /// Copies the data, not the holes, of the first `size` bytes.
+    fn copy_data(
+        &self,
+        op: &'static str,
+        from: &File,
+        to: &File,
+        size: ByteSize,
+        stop: &Stop,
+    ) -> Result<()> {
+        let failed = |error| self.data_error(op, error);
+        to.set_len(size.bytes()).map_err(failed)?;
+        let ranges = data_ranges(from, size.bytes()).map_err(failed)?;
+        let total = ranges.iter().map(|r| r.length).sum();
+        let mut buffer = vec![0; CHUNK as usize];
+        let (mut done, mut behind) = (0, ByteRange::new(0, 0));
+        stop.report(0, total);
+        for range in ranges {
+            let mut at = range.offset;
+            while at < range.end() {
+                stop.check(op)?;
+                let part = &mut buffer[..(range.end() - at).min(CHUNK) as usize];
+                from.read_exact_at(part, at).map_err(failed)?;
+                to.write_all_at(part, at).map_err(failed)?;
+                at += part.len() as u64;
+                done += part.len() as u64;
+                behind = ByteRange::from_to(behind.offset, at);
+                if behind.length >= WRITEBACK {
+                    sys::start_writeback(to, behind);
+                    behind = ByteRange::new(at, 0);
+                }
+                stop.report(done, total);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn revert(&self, name: &VolumeName, snapshot: &VolumeName, stop: &Stop) -> Result<Volume> {
+        const OP: &str = "revert_volume";
+        self.check_writable(OP)?;
+        let (pool, record) = self.get(OP, name)?;
+        let (_, from) = self.get(OP, snapshot)?;
+        check_not_snapshot(OP, &record, "reverted")?;
+        let is_own = from.origin.as_ref().is_some_and(|origin| {
+            origin.kind == OriginKind::Snapshot && origin.parent_id == record.id
+        });
+        if !is_own {
+            return Err(Error::new(ErrorKind::InvalidInput, OP)
+                .with("snapshot", snapshot)
+                .reason("that is not a snapshot of this volume")
+                .help("list the volume's own snapshots, or clone the other one"));
+        }
+        // Before the work, for an early answer; again below, where it counts.
+        drop(self.open_alone(OP, pool, &record)?);
+        let file = self.open_data(OP, pool, &from, OFlags::RDONLY)?;
+        let size = from.virtual_size;
+        let growth = size.bytes().saturating_sub(record.virtual_size.bytes());
+        let reserved = self.bytes_to_move(OP, &file, self.reflink, record.provisioning, size)?;
+        let request = SpaceRequest {
+            provisioned: ByteSize::new(growth),
+            reserved,
+        };
+        let _admission = self.admit(OP, pool, request)?;
+        let quiet = Quiet::default();
+        let data = self.stage_like(OP, pool, &file, size, self.reflink, &quiet, stop)?;
+        if record.provisioning == Provisioning::Thick {
+            sys::reserve(data.file(), ByteRange::new(0, size.bytes()))
+                .map_err(|e| self.data_error(OP, e))?;
+        }
+        self.exchange(OP, pool, name, &record, size, data)
+    }
+
+    /// Gives a volume other data, if it is still as `before`, and removes the old.
+    fn exchange(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        name: &VolumeName,
+        before: &VolumeRecord,
+        size: ByteSize,
+        data: StagedData,
+    ) -> Result<Volume> {
+        let _locks = pool.lock_names(&[name], op)?;
+        let (_, mut record) = self.get(op, name)?;
+        if (record.id, record.data) != (before.id, before.data) {
+            return Err(Error::new(ErrorKind::Busy, op)
+                .reason("another process reverted or replaced the volume meanwhile"));
+        }
+        let _old = self.open_alone(op, pool, &record)?;
+        let old = std::mem::replace(&mut record.data, data.id);
+        record.virtual_size = size;
+        // The new data no longer is the file that was adopted.
+        record.adopted_from = None;
+        pool.publish_over(name, &record, Some(data))
+            .map_err(|e| file_error(op, self.layout.full("volumes"), e))?;
+        if let Err(error) = pool.remove_data(old) {
+            tracing::warn!(volume = %name, data = %old, %error, "data file left behind");
+        }
+        self.describe(op, name, &record)
+    }
+}
+
+/// The ranges of data in the first `size` bytes.
+fn data_ranges(file: &File, size: u64) -> io::Result<Vec<ByteRange>> {
+    let mut ranges = Vec::new();
+    let mut rest = ByteRange::new(0, size);
+    while let Some(data) = sys::next_data(file, rest)? {
+        ranges.push(data);
+        rest = ByteRange::from_to(data.end(), size);
+    }
+    Ok(ranges)
+}

@@ -1,0 +1,113 @@
+//! Who uses a data file: byte-range locks that other volmux processes and QEMU understand.
+//!
+//! QEMU (`block/file-posix.c`, since 2.10) announces on bytes 100+p that it uses permission p, and
+//! on bytes 200+p that it lets nobody else use p, by shared locks; a test for an exclusive lock
+//! tells whether anybody has announced. volmux announces the same, so that neither opens for
+//! writing what the other writes. The locks end with the process that holds them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::linux::fs::MetadataExt;
+
+use volmux_core::{Access, ByteRange, Sharing};
+
+use crate::sys::{self, Lock};
+
+const USES: u64 = 100;
+const KEEPS: u64 = 200;
+const READ: u64 = 0;
+const WRITE: u64 = 1;
+const RESIZE: u64 = 3;
+/// Every byte that a user of the file may have locked.
+const ALL: ByteRange = ByteRange::new(USES, 200);
+
+fn byte(base: u64, permission: u64) -> ByteRange {
+    ByteRange::new(base + permission, 1)
+}
+
+/// What of the others stands against it.
+fn announce(file: &File, uses: &[u64], keeps: &[u64]) -> io::Result<bool> {
+    let bytes = uses
+        .iter()
+        .map(|&p| byte(USES, p))
+        .chain(keeps.iter().map(|&p| byte(KEEPS, p)));
+    for byte in bytes {
+        if !sys::try_lock(file, Lock::Shared, byte)? {
+            return Ok(false);
+        }
+    }
+    // First announce, then look: of two that do so at once, at least one sees the other.
+    let against = uses
+        .iter()
+        .map(|&p| byte(KEEPS, p))
+        .chain(keeps.iter().map(|&p| byte(USES, p)));
+    for byte in against {
+        if sys::would_block(file, Lock::Exclusive, byte)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes the locks of an open volume; `Ok(false)` if somebody's use stands against it. They end
+/// when the last descriptor of `file` is closed.
+pub fn lock_for(file: &File, access: Access, sharing: Sharing) -> io::Result<bool> {
+    match (access, sharing) {
+        (Access::ReadOnly, _) => announce(file, &[READ], &[]),
+        (Access::ReadWrite, Sharing::Shared) => announce(file, &[READ, WRITE], &[]),
+        (Access::ReadWrite, Sharing::Exclusive) => {
+            announce(file, &[READ, WRITE, RESIZE], &[WRITE, RESIZE])
+        }
+    }
+}
+
+/// Keeps writers out while a copy is made; `Ok(false)` if there is one.
+pub fn lock_against_writers(file: &File) -> io::Result<bool> {
+    announce(file, &[READ], &[WRITE, RESIZE])
+}
+
+/// Takes the file for oneself alone; `Ok(false)` if anybody uses it.
+pub fn lock_alone(file: &File) -> io::Result<bool> {
+    sys::try_lock(file, Lock::Exclusive, ALL)
+}
+
+/// Whether anybody writes to it.
+pub fn has_writer(file: &File) -> io::Result<bool> {
+    sys::would_block(file, Lock::Exclusive, byte(USES, WRITE))
+}
+
+/// The processes that have `file` open, for a message: such locks don't tell whose they are.
+pub fn users_of(file: &File) -> String {
+    let Ok(wanted) = file.metadata() else {
+        return "unknown".into();
+    };
+    let mut users = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let Some(pid) = name
+            .to_str()
+            .filter(|n| n.bytes().all(|b| b.is_ascii_digit()))
+        else {
+            continue;
+        };
+        let fds = std::fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let own = file.as_raw_fd().to_string();
+        let uses = fds
+            .filter(|fd| pid != std::process::id().to_string() || *fd.file_name() != *own)
+            .filter_map(|fd| std::fs::metadata(fd.path()).ok())
+            .any(|m| (m.st_dev(), m.st_ino()) == (wanted.st_dev(), wanted.st_ino()));
+        if uses {
+            let command = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            users.push(format!("{} (pid {pid})", command.trim()));
+        }
+    }
+    if users.is_empty() {
+        "a process on another host or of another user".into()
+    } else {
+        users.join(", ")
+    }
+}

@@ -1,0 +1,592 @@
+//! The files of a directory pool, and how they are made, published and removed.
+//!
+//! ```text
+//! ROOT/pool.json            the pool's record; its presence makes the directory a pool
+//! ROOT/lock                 empty; its byte ranges are locked per volume name
+//! ROOT/volumes/NAME.json    a volume's record; its presence is the volume's existence
+//! ROOT/data/ID.raw          a volume's data, named by the id in the record
+//! ROOT/tmp/ID.json          records on their way to volumes/
+//! ```
+//!
+//! Every operation takes effect by one rename or unlink in `volumes/`. Whatever else a crash leaves
+//! is not referred to by any record, and so is found by an audit. Files in the making carry a lock
+//! that ends with the process, which is how an audit tells them from leftovers.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::io::Errno;
+use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
+
+use crate::record::{self, FORMAT_VERSION, MAX_RECORD_BYTES, PoolRecord, Versioned, VolumeRecord};
+use crate::sys::{self, Lock};
+
+const POOL_FILE: &str = "pool.json";
+const LOCK_FILE: &str = "lock";
+const DIRS: [&str; 3] = ["volumes", "data", "tmp"];
+/// Names in the root that are the pool's own.
+pub const OWN_NAMES: [&str; 5] = [POOL_FILE, LOCK_FILE, "volumes", "data", "tmp"];
+
+/// Held exclusively on a file in the making. QEMU locks bytes from 100 on, so this one is ours.
+const MAKING: ByteRange = ByteRange::new(0, 1);
+/// How long to wait for another process that changes the same volume's record.
+const NAME_LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// The root directory, and the pool in it if there is one yet.
+#[derive(Debug)]
+pub struct Layout {
+    path: PathBuf,
+    root: OwnedFd,
+    may_init: bool,
+    pool: OnceLock<PoolDirs>,
+}
+
+/// The open directories of an initialised pool.
+#[derive(Debug)]
+pub struct PoolDirs {
+    /// `volumes/`.
+    pub volumes: OwnedFd,
+    /// `data/`.
+    pub data: OwnedFd,
+    /// `tmp/`.
+    pub tmp: OwnedFd,
+    root: OwnedFd,
+}
+
+/// Opens `path` below `dir`; no symbolic link is followed, and nothing outside is reached.
+pub fn open_beneath(dir: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let mode = if flags.contains(OFlags::CREATE) {
+        Mode::RUSR | Mode::WUSR
+    } else {
+        Mode::empty()
+    };
+    loop {
+        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
+            // A rename elsewhere in the tree made the kernel give up its check; it says to retry.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// An error about a file of the pool.
+pub fn file_error(op: &'static str, path: impl AsRef<Path>, error: impl Into<io::Error>) -> Error {
+    let error = error.into();
+    let path = path.as_ref().display();
+    match error.raw_os_error() {
+        Some(libc::ELOOP) => Error::new(ErrorKind::Corrupt, op)
+            .with("path", path)
+            .reason("there is a symbolic link where the pool keeps a file of its own")
+            .help("find out who put it there; remove it or put the file back"),
+        Some(libc::EROFS) => Error::from_io(op, error)
+            .with("path", path)
+            .reason("the file system is read-only")
+            .help("mount it read-write (if it turned read-only by itself, see the kernel's log)"),
+        Some(libc::ENOSPC | libc::EDQUOT) => Error::from_io(op, error)
+            .with("path", path)
+            .reason("the file system is full")
+            .help("delete volumes or snapshots, run an audit, or enlarge the file system"),
+        _ => Error::from_io(op, error).with("path", path),
+    }
+}
+
+fn record_file(name: &VolumeName) -> String {
+    format!("{name}.json")
+}
+
+/// `ID.raw`.
+pub fn data_file(id: VolumeId) -> String {
+    format!("{id}.raw")
+}
+
+impl Layout {
+    /// Opens the root and the pool in it, if there is one. Changes nothing.
+    pub fn open(path: &Path, may_init: bool, op: &'static str) -> Result<Layout> {
+        let shown = path.display();
+        if !path.is_absolute() {
+            return Err(Error::new(ErrorKind::InvalidConfig, op)
+                .with("path", shown)
+                .reason("a directory pool needs an absolute path"));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOTDIR => Error::new(ErrorKind::InvalidConfig, op)
+                .with("path", shown)
+                .reason("this is not a directory")
+                .help("name the directory that is to hold the volumes"),
+            Errno::NOENT => Error::new(ErrorKind::NotFound, op)
+                .with("path", shown)
+                .reason("there is no such directory")
+                .help(format!("make it first: mkdir -p {}", path.display())),
+            errno => file_error(op, path, errno),
+        })?;
+        let path = path
+            .canonicalize()
+            .map_err(|error| file_error(op, path, error))?;
+        let layout = Layout {
+            path,
+            root,
+            may_init,
+            pool: OnceLock::new(),
+        };
+        layout.load(op)?;
+        Ok(layout)
+    }
+
+    /// The root's absolute path, without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// The pool, or `None` while the directory is not one yet.
+    pub fn pool(&self, op: &'static str) -> Result<Option<&PoolDirs>> {
+        match self.pool.get() {
+            Some(pool) => Ok(Some(pool)),
+            // Another process may have made it meanwhile.
+            None => self.load(op),
+        }
+    }
+
+    /// The pool, which is made if the directory is not one yet and may become one.
+    pub fn pool_or_init(&self, op: &'static str) -> Result<&PoolDirs> {
+        if let Some(pool) = self.pool(op)? {
+            return Ok(pool);
+        }
+        self.init(op)?;
+        self.load(op)?.ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, op)
+                .with("pool", self.path.display())
+                .reason("the pool's record vanished while it was made")
+        })
+    }
+
+    /// A name below the root, as the whole path for messages.
+    pub fn full(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.path.join(relative)
+    }
+
+    fn load(&self, op: &'static str) -> Result<Option<&PoolDirs>> {
+        let record = read_record::<PoolRecord>(&self.root, POOL_FILE)
+            .map_err(|error| self.record_error(op, POOL_FILE, error))?;
+        if record.is_none() {
+            return Ok(None);
+        }
+        let dir = |name: &str| {
+            open_beneath(&self.root, name, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|errno| {
+                let error = file_error(op, self.full(name), errno);
+                match errno {
+                    Errno::NOENT | Errno::NOTDIR => error
+                        .with_kind(ErrorKind::Corrupt)
+                        .reason("the pool lacks one of its directories")
+                        .help("restore it from a backup, or make it again if it was empty"),
+                    _ => error,
+                }
+            })
+        };
+        let [volumes, data, tmp] = [dir(DIRS[0])?, dir(DIRS[1])?, dir(DIRS[2])?];
+        let root = self
+            .root
+            .try_clone()
+            .map_err(|error| file_error(op, &self.path, error))?;
+        Ok(Some(self.pool.get_or_init(|| PoolDirs {
+            id: record.id,
+            volumes,
+            data,
+            tmp,
+            root,
+        })))
+    }
+
+    /// Makes the pool. Two processes may do so at once; one record wins.
+    fn init(&self, op: &'static str) -> Result<()> {
+        if !self.may_init {
+            self.check_empty(op)?;
+        }
+        let at = |name: &str, error: io::Error| file_error(op, self.full(name), error);
+        for name in DIRS {
+            match rustix::fs::mkdirat(&self.root, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(at(name, errno.into())),
+            }
+        }
+        open_beneath(&self.root, LOCK_FILE, OFlags::WRONLY | OFlags::CREATE)
+            .map_err(|errno| at(LOCK_FILE, errno.into()))?;
+        let tmp = open_beneath(&self.root, DIRS[2], OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|errno| at(DIRS[2], errno.into()))?;
+        let record = PoolRecord {
+            version: FORMAT_VERSION,
+            id: VolumeId::random(),
+            created: SystemTime::now(),
+        };
+        let staged = Staged::record(&tmp, &record).map_err(|error| at("tmp", error))?;
+        match staged.publish_new(&self.root, POOL_FILE) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(POOL_FILE, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_empty(&self, op: &'static str) -> Result<()> {
+        let dir = rustix::fs::Dir::read_from(&self.root)
+            .map_err(|errno| file_error(op, &self.path, errno))?;
+        for entry in dir {
+            let entry = entry.map_err(|errno| file_error(op, &self.path, errno))?;
+            let name = entry.file_name().to_string_lossy();
+            // lost+found is in every new ext4; our own names may be left of an init cut short.
+            let known = [".", "..", "lost+found"].contains(&&*name) || OWN_NAMES.contains(&&*name);
+            if !known {
+                return Err(Error::new(ErrorKind::InvalidConfig, op)
+                    .with("pool", self.path.display())
+                    .reason(format!(
+                        "the directory is not a volmux pool and holds {name:?}"
+                    ))
+                    .help("name an empty directory, or add ?init=true to make this one a pool"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a failure to read the record `file` means.
+    pub fn record_error(&self, op: &'static str, file: &str, error: ReadRecordError) -> Error {
+        match error {
+            ReadRecordError::Io(error) => file_error(op, self.full(file), error),
+            ReadRecordError::Record(error @ record::RecordError::Version(_)) => {
+                Error::new(ErrorKind::InvalidConfig, op)
+                    .with("path", self.full(file).display())
+                    .reason(error)
+                    .help("use a newer volmux")
+            }
+            ReadRecordError::Record(error) => Error::new(ErrorKind::Corrupt, op)
+                .with("path", self.full(file).display())
+                .reason(error)
+                .help("put the file back from a backup; the data itself is not touched"),
+        }
+    }
+}
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadRecordError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Record(#[from] record::RecordError),
+}
+
+/// Reads a record; `None` if there is no such file.
+fn read_record<T: serde::de::DeserializeOwned + Versioned>(
+    dir: &OwnedFd,
+    name: &str,
+) -> std::result::Result<Option<T>, ReadRecordError> {
+    // One component, so O_NOFOLLOW is all that is needed; O_NONBLOCK because a FIFO may stand there.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(io::Error::from(errno).into()),
+    };
+    let mut buffer = [0; 4096];
+    let mut filled = 0;
+    loop {
+        match (&file).read(&mut buffer[filled..]) {
+            Ok(0) if filled < buffer.len() => return Ok(Some(record::decode(&buffer[..filled])?)),
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut bytes = buffer.to_vec();
+    (&file)
+        .take((MAX_RECORD_BYTES - bytes.len()) as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_RECORD_BYTES {
+        return Err(record::RecordError::Incomplete.into());
+    }
+    Ok(Some(record::decode(&bytes)?))
+}
+
+impl PoolDirs {
+    /// One of the pool's directories by its name.
+    ///
+    /// # Panics
+    /// For any other name.
+    pub fn dir(&self, name: &str) -> &OwnedFd {
+        match name {
+            "volumes" => &self.volumes,
+            "data" => &self.data,
+            "tmp" => &self.tmp,
+            _ => unreachable!("{name} is not a directory of a pool"),
+        }
+    }
+
+    /// Reads a volume's record; `None` if there is no such volume.
+    pub fn read(
+        &self,
+        name: &VolumeName,
+    ) -> std::result::Result<Option<VolumeRecord>, ReadRecordError> {
+        read_record(&self.volumes, &record_file(name))
+    }
+
+    /// Opens a data file.
+    pub fn open_data(&self, id: VolumeId, flags: OFlags) -> io::Result<File> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.data, data_file(id), flags, Mode::empty())?.into())
+    }
+
+    /// Removes a data file; one that is gone is fine.
+    pub fn remove_data(&self, id: VolumeId) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.data, data_file(id), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Makes a data file, empty and marked as in the making.
+    pub fn stage_data(&self) -> io::Result<StagedData> {
+        let id = VolumeId::random();
+        Ok(StagedData {
+            id,
+            staged: Staged::create(&self.data, &data_file(id))?,
+        })
+    }
+
+    /// Writes `record` for a name that must be free. `AlreadyExists` otherwise.
+    ///
+    /// `data` is made durable first: a record must never be without its data.
+    pub fn publish_new(
+        &self,
+        name: &VolumeName,
+        record: &VolumeRecord,
+        data: StagedData,
+    ) -> io::Result<()> {
+        // On a journalling file system the first of these writes the journal up to here, data file
+        // included, and the others find nothing left to write.
+        let staged = Staged::record(&self.tmp, record)?;
+        data.staged.file.sync_all()?;
+        rustix::fs::fsync(&self.data)?;
+        staged.publish_new(&self.volumes, &record_file(name))?;
+        data.staged.keep();
+        Ok(())
+    }
+
+    /// Replaces the record of `name`; with `data`, that too is made durable first.
+    pub fn publish_over(
+        &self,
+        name: &VolumeName,
+        record: &VolumeRecord,
+        data: Option<StagedData>,
+    ) -> io::Result<()> {
+        let staged = Staged::record(&self.tmp, record)?;
+        if let Some(data) = &data {
+            data.staged.file.sync_all()?;
+            rustix::fs::fsync(&self.data)?;
+        }
+        staged.publish_over(&self.volumes, &record_file(name))?;
+        if let Some(data) = data {
+            data.staged.keep();
+        }
+        Ok(())
+    }
+
+    /// Removes the record of `name`, durably.
+    pub fn unpublish(&self, name: &VolumeName) -> io::Result<()> {
+        rustix::fs::unlinkat(&self.volumes, record_file(name), AtFlags::empty())?;
+        Ok(rustix::fs::fsync(&self.volumes)?)
+    }
+
+    /// Renames a volume, durably; `to` must be free.
+    pub fn rename(&self, name: &VolumeName, to: &VolumeName) -> io::Result<()> {
+        rename_new(
+            &self.volumes,
+            &record_file(name),
+            &self.volumes,
+            &record_file(to),
+        )?;
+        Ok(rustix::fs::fsync(&self.volumes)?)
+    }
+
+    /// Locks names against other processes (and other pools of this one) that would change their
+    /// records. Held until the guards are dropped.
+    pub fn lock_names(&self, names: &[&VolumeName], op: &'static str) -> Result<Vec<NameLock>> {
+        let mut bytes: Vec<u64> = names.iter().map(|n| name_hash(n.as_str()) >> 2).collect();
+        // In one order everywhere, so that two operations never wait for each other.
+        bytes.sort_unstable();
+        bytes.dedup();
+        bytes
+            .into_iter()
+            .map(|byte| self.lock_byte(byte, op))
+            .collect()
+    }
+
+    /// Locks the decision whether there is room for a new volume.
+    pub fn lock_admission(&self, op: &'static str) -> Result<NameLock> {
+        self.lock_byte(1 << 62, op)
+    }
+
+    fn lock_byte(&self, byte: u64, op: &'static str) -> Result<NameLock> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
+        let failed = |error: io::Error| file_error(op, LOCK_FILE, error);
+        let file =
+            File::from(open_beneath(&self.root, LOCK_FILE, flags).map_err(|e| failed(e.into()))?);
+        let deadline = Instant::now() + NAME_LOCK_WAIT;
+        let mut pause = Duration::from_micros(100);
+        while !sys::try_lock(&file, Lock::Exclusive, ByteRange::new(byte, 1)).map_err(failed)? {
+            if Instant::now() >= deadline {
+                return Err(Error::new(ErrorKind::Busy, op)
+                    .reason("another process has been changing this volume for 30 s")
+                    .help("see who has the pool's lock file open: fuser -v ROOT/lock"));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        Ok(NameLock { _file: file })
+    }
+}
+
+/// FNV-1a: the same in every process and version, which is all that is asked of it here (names
+/// that collide merely wait for each other).
+fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// A locked name. The lock ends with the file descriptor.
+#[derive(Debug)]
+pub struct NameLock {
+    _file: File,
+}
+
+/// A file in the making: locked, and removed again unless it is published or kept.
+#[derive(Debug)]
+pub struct Staged {
+    dir: OwnedFd,
+    name: String,
+    /// The open file.
+    pub file: File,
+    remove: bool,
+}
+
+/// A data file in the making.
+#[derive(Debug)]
+pub struct StagedData {
+    /// Its id.
+    pub id: VolumeId,
+    staged: Staged,
+}
+
+impl StagedData {
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.staged.file
+    }
+
+    /// A data file that is a second link to `file`, for adoption.
+    pub fn link(pool: &PoolDirs, file: File) -> io::Result<StagedData> {
+        use std::os::fd::AsRawFd;
+        if !sys::try_lock(&file, Lock::Exclusive, MAKING)? {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let id = VolumeId::random();
+        let dir = pool.data.try_clone()?;
+        // Through the descriptor, so that it is this file whatever its path names by now.
+        let fd_path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let flags = AtFlags::SYMLINK_FOLLOW;
+        rustix::fs::linkat(rustix::fs::CWD, fd_path, &dir, data_file(id), flags)?;
+        Ok(StagedData {
+            id,
+            staged: Staged {
+                dir,
+                name: data_file(id),
+                file,
+                remove: true,
+            },
+        })
+    }
+}
+
+impl Staged {
+    fn create(dir: &OwnedFd, name: &str) -> io::Result<Staged> {
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let file = File::from(rustix::fs::openat(
+                dir,
+                &name,
+                flags,
+                Mode::RUSR | Mode::WUSR,
+            )?);
+            let dir = dir.try_clone()?;
+            let staged = Staged {
+                dir,
+                name: name.clone(),
+                file,
+                remove: true,
+            };
+            // An audit may have taken the new file for a leftover before it was locked.
+            let locked = sys::try_lock(&staged.file, Lock::Exclusive, MAKING)?;
+            if locked && rustix::fs::fstat(&staged.file)?.st_nlink > 0 {
+                return Ok(staged);
+            }
+        }
+    }
+
+    fn record<T: serde::Serialize>(dir: &OwnedFd, record: &T) -> io::Result<Staged> {
+        let mut staged = Staged::create(dir, &format!("{}.json", VolumeId::random()))?;
+        staged.file.write_all(&record::encode(record))?;
+        staged.file.sync_all()?;
+        Ok(staged)
+    }
+
+    fn publish_new(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        rename_new(&self.dir, &self.name, dir, name)?;
+        self.remove = false;
+        Ok(rustix::fs::fsync(dir)?)
+    }
+
+    fn publish_over(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        rustix::fs::renameat(&self.dir, &self.name, dir, name)?;
+        self.remove = false;
+        Ok(rustix::fs::fsync(dir)?)
+    }
+
+    fn keep(mut self) {
+        self.remove = false;
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if self.remove
+            && let Err(error) = rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty())
+        {
+            tracing::warn!(file = self.name, %error, "left behind, for an audit to remove");
+        }
+    }
+}
+
+fn rename_new(from: &OwnedFd, name: &str, to: &OwnedFd, new: &str) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(
+        from,
+        name,
+        to,
+        new,
+        RenameFlags::NOREPLACE,
+    )?)
+}
+
+/// Takes the lock of a file in the making; `Ok(false)` if a live process is making it.
+pub fn lock_leftover(file: &File) -> io::Result<bool> {
+    sys::try_lock(file, Lock::Exclusive, MAKING)
+}

@@ -1,0 +1,453 @@
+//! Create, look up, open, resize, rename, delete, adopt.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, OFlags};
+use volmux_core::{
+    Access, ByteRange, ByteSize, CreateOptions, Error, ErrorKind, OpenOptions, Provisioning,
+    ResizeOptions, Result, Sharing, SpaceRequest, Volume, VolumeName,
+};
+
+use crate::layout::{OWN_NAMES, PoolDirs, StagedData, file_error, open_beneath};
+use crate::pool::Inner;
+use crate::record::VolumeRecord;
+use crate::{extents, inuse, sys};
+
+/// Virtual sizes are multiples of a disk sector.
+const SECTOR: u64 = 512;
+
+/// A size as it will be made.
+fn checked_size(op: &'static str, size: ByteSize) -> Result<ByteSize> {
+    let wrong = |reason| {
+        Err(Error::new(ErrorKind::InvalidInput, op)
+            .with("size", size.bytes())
+            .reason(reason))
+    };
+    if size == ByteSize::ZERO {
+        return wrong("a volume can't have no bytes");
+    }
+    match size.round_up(SECTOR) {
+        Some(size) if i64::try_from(size.bytes()).is_ok() => Ok(size),
+        _ => wrong("no file can be that large"),
+    }
+}
+
+/// Sets a new file's length, and reserves its space if it is thick.
+fn set_size(file: &File, size: ByteSize, provisioning: Provisioning, from: u64) -> io::Result<()> {
+    file.set_len(size.bytes())?;
+    if provisioning == Provisioning::Thick {
+        sys::reserve(file, ByteRange::from_to(from, size.bytes()))?;
+    }
+    Ok(())
+}
+
+impl Inner {
+    fn size_error(&self, op: &'static str, size: ByteSize, error: io::Error) -> Error {
+        match error.raw_os_error() {
+            Some(libc::EFBIG | libc::EINVAL) => Error::new(ErrorKind::InvalidInput, op)
+                .with("size", size.bytes())
+                .reason("the file system can't hold a file that large")
+                .with_source(error),
+            _ => file_error(op, self.layout.full("data"), error),
+        }
+    }
+
+    pub fn create(&self, name: &VolumeName, options: CreateOptions) -> Result<Volume> {
+        const OP: &str = "create_volume";
+        let size = checked_size(OP, options.size)?;
+        self.check_writable(OP)?;
+        let provisioning = options.provisioning;
+        let same = |record: &VolumeRecord| {
+            record.origin.is_none()
+                && record.adopted_from.is_none()
+                && (record.virtual_size, record.provisioning) == (size, provisioning)
+        };
+        if let Some(existing) = self.existing(OP, name, same)? {
+            return Ok(existing);
+        }
+        let pool = self.layout.pool_or_init(OP)?;
+        let reserved = if provisioning == Provisioning::Thick {
+            size
+        } else {
+            ByteSize::ZERO
+        };
+        let _admission = self.admit(
+            OP,
+            pool,
+            SpaceRequest {
+                provisioned: size,
+                reserved,
+            },
+        )?;
+        let data = pool
+            .stage_data()
+            .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+        set_size(data.file(), size, provisioning, 0).map_err(|e| self.size_error(OP, size, e))?;
+        let record = VolumeRecord::new(data.id, size, provisioning);
+        self.publish(OP, pool, name, &record, data, same)
+    }
+
+    /// The volume `name` if there is one and it is the `same` as the caller wants.
+    pub fn existing(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        same: impl Fn(&VolumeRecord) -> bool,
+    ) -> Result<Option<Volume>> {
+        match self.find(op, name)? {
+            None => Ok(None),
+            Some(record) if same(&record) => self.describe(op, name, &record).map(Some),
+            Some(record) => Err(Error::new(ErrorKind::AlreadyExists, op)
+                .with("volume", name)
+                .reason(format!("the name is taken by {}", what_it_is(&record)))
+                .help("choose another name, or delete that volume first")),
+        }
+    }
+
+    /// Publishes a new volume. If another process was faster with the same, that one it is.
+    pub fn publish(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        name: &VolumeName,
+        record: &VolumeRecord,
+        data: StagedData,
+        same: impl Fn(&VolumeRecord) -> bool,
+    ) -> Result<Volume> {
+        match pool.publish_new(name, record, data) {
+            Ok(()) => self.describe(op, name, record),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.existing(op, name, same)?.ok_or_else(|| {
+                    Error::new(ErrorKind::Busy, op)
+                        .reason("another process made and deleted the volume meanwhile")
+                })
+            }
+            Err(error) => Err(file_error(op, self.layout.full("volumes"), error)),
+        }
+    }
+
+    /// What the record and the data file's metadata say.
+    pub fn describe(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        record: &VolumeRecord,
+    ) -> Result<Volume> {
+        let pool = self.pool(op)?;
+        let file = self.open_data(op, pool, record, OFlags::RDONLY)?;
+        let metadata = file
+            .metadata()
+            .map_err(|e| file_error(op, self.layout.full("data"), e))?;
+        Ok(record.to_volume(name.clone(), Some(ByteSize::new(metadata.blocks() * 512))))
+    }
+
+    pub fn volume(&self, name: &VolumeName) -> Result<Volume> {
+        const OP: &str = "volume";
+        let (pool, record) = self.get(OP, name)?;
+        let mut volume = self.describe(OP, name, &record)?;
+        volume.exclusive = volume.allocated;
+        if self.reflink {
+            let file = self.open_data(OP, pool, &record, OFlags::RDONLY)?;
+            let size = record.virtual_size.bytes();
+            let found = extents::fragments_and_exclusive(&file, size)
+                .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+            volume.fragments = found.map(|(fragments, _)| fragments);
+            volume.exclusive = found.map(|(_, exclusive)| ByteSize::new(exclusive));
+        }
+        Ok(volume)
+    }
+
+    /// Opens and locks a volume's data.
+    pub fn open(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        options: OpenOptions,
+    ) -> Result<(VolumeRecord, File)> {
+        let writes = options.access == Access::ReadWrite;
+        if writes {
+            self.check_writable(op)?;
+        }
+        let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+        loop {
+            let (pool, record) = self.get(op, name)?;
+            if writes {
+                check_not_snapshot(op, &record, "opened for writing")?;
+            }
+            let file = self.open_data(op, pool, &record, flags)?;
+            let locked = inuse::lock_for(&file, options.access, options.sharing)
+                .map_err(|e| file_error(op, self.layout.full("data"), e))?;
+            if !locked {
+                return Err(self.busy(op, &file));
+            }
+            // The record may have changed before the lock was ours: a revert gives other data, an
+            // attachment forbids writing. From here on neither can happen.
+            let (_, now) = self.get(op, name)?;
+            let other_writer = now.attachments.iter().find(|a| {
+                a.access == Access::ReadWrite
+                    && (a.sharing, options.sharing) != (Sharing::Shared, Sharing::Shared)
+            });
+            match other_writer {
+                Some(attached) if writes => {
+                    return Err(Error::new(ErrorKind::Busy, op)
+                        .reason("the volume is attached for writing")
+                        .with("attached_to", &attached.holder)
+                        .help("detach it from there first, or open it read-only"));
+                }
+                _ if now.data == record.data => return Ok((now, file)),
+                _ => {}
+            }
+        }
+    }
+
+    /// The volume's data, locked for oneself alone; `Busy` if it is attached or open.
+    pub fn open_alone(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        record: &VolumeRecord,
+    ) -> Result<File> {
+        self.check_detached(op, record)?;
+        let file = self.open_data(op, pool, record, OFlags::RDWR)?;
+        match inuse::lock_alone(&file) {
+            Ok(true) => Ok(file),
+            Ok(false) => Err(self.busy(op, &file)),
+            Err(error) => Err(file_error(op, self.layout.full("data"), error)),
+        }
+    }
+
+    pub fn resize(&self, name: &VolumeName, options: ResizeOptions) -> Result<Volume> {
+        const OP: &str = "resize_volume";
+        let size = checked_size(OP, options.size)?;
+        self.check_writable(OP)?;
+        let (pool, _) = self.get(OP, name)?;
+        let _locks = pool.lock_names(&[name], OP)?;
+        let (_, mut record) = self.get(OP, name)?;
+        check_not_snapshot(OP, &record, "resized")?;
+        let old = record.virtual_size;
+        let failed = |error| self.size_error(OP, size, error);
+        if size > old {
+            let growth = ByteSize::new(size.bytes() - old.bytes());
+            let thick = record.provisioning == Provisioning::Thick;
+            let reserved = if thick { growth } else { ByteSize::ZERO };
+            let _admission = self.admit(
+                OP,
+                pool,
+                SpaceRequest {
+                    provisioned: growth,
+                    reserved,
+                },
+            )?;
+            let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
+            // What a shrink that was cut short left past the end must not come back.
+            file.set_len(old.bytes()).map_err(failed)?;
+            if let Err(error) = set_size(&file, size, record.provisioning, old.bytes()) {
+                file.set_len(old.bytes()).map_err(failed)?;
+                return Err(failed(error));
+            }
+            file.sync_all().map_err(failed)?;
+            record.virtual_size = size;
+            pool.publish_over(name, &record, None).map_err(failed)?;
+        } else if size < old {
+            if !options.allow_shrink {
+                return Err(Error::new(ErrorKind::InvalidInput, OP)
+                    .with("size", size.bytes())
+                    .with("present_size", old.bytes())
+                    .reason("the new size is smaller: what lies past it would be lost")
+                    .help("allow shrinking explicitly if that is meant"));
+            }
+            let file = self.open_alone(OP, pool, &record)?;
+            record.virtual_size = size;
+            // The record first: a file that is too long is trimmed later, one too short is damage.
+            pool.publish_over(name, &record, None).map_err(failed)?;
+            file.set_len(size.bytes())
+                .and_then(|()| file.sync_all())
+                .map_err(failed)?;
+        }
+        if let Some(shared) = self.open_volumes.get(record.id) {
+            shared.size.store(size.bytes(), Ordering::Release);
+        }
+        self.describe(OP, name, &record)
+    }
+
+    pub fn rename(&self, name: &VolumeName, to: &VolumeName) -> Result<Volume> {
+        const OP: &str = "rename_volume";
+        self.check_writable(OP)?;
+        let (pool, record) = self.get(OP, name)?;
+        if name == to {
+            return self.describe(OP, name, &record);
+        }
+        let _locks = pool.lock_names(&[name, to], OP)?;
+        let (_, record) = self.get(OP, name)?;
+        self.existing(OP, to, |_| false)?;
+        pool.rename(name, to).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                Error::new(ErrorKind::AlreadyExists, OP).with("volume", to)
+            }
+            _ => file_error(OP, self.layout.full("volumes"), error),
+        })?;
+        self.describe(OP, to, &record)
+    }
+
+    pub fn delete(&self, name: &VolumeName) -> Result<()> {
+        const OP: &str = "delete_volume";
+        self.check_writable(OP)?;
+        let Some(pool) = self.layout.pool(OP)? else {
+            return Ok(());
+        };
+        if self.find(OP, name)?.is_none() {
+            return Ok(());
+        }
+        let _locks = pool.lock_names(&[name], OP)?;
+        let Some(record) = self.find(OP, name)? else {
+            return Ok(());
+        };
+        self.check_detached(OP, &record)?;
+        // Locked while the volume goes, so that nobody opens what is about to vanish. Data that is
+        // damaged or gone must not keep a volume from being deleted.
+        let file = match pool.open_data(record.data, OFlags::RDWR) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(file_error(OP, self.layout.full("data"), error)),
+        };
+        if let Some(file) = &file {
+            let alone = inuse::lock_alone(file);
+            if !alone.map_err(|e| file_error(OP, self.layout.full("data"), e))? {
+                return Err(self.busy(OP, file));
+            }
+        }
+        pool.unpublish(name)
+            .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;
+        if let Err(error) = pool.remove_data(record.data) {
+            // The volume is gone; its space waits for an audit.
+            tracing::warn!(volume = %name, data = %record.data, %error, "data file left behind");
+        }
+        Ok(())
+    }
+
+    pub fn adopt(&self, what: &str, name: &VolumeName) -> Result<Volume> {
+        const OP: &str = "adopt_volume";
+        self.check_writable(OP)?;
+        let same = |record: &VolumeRecord| record.adopted_from.as_deref() == Some(what);
+        let candidate = self.adoptable(OP, what);
+        if matches!(&candidate, Err(e) if e.kind() == ErrorKind::NotFound)
+            && let Some(existing) = self.existing(OP, name, same)?
+        {
+            return Ok(existing);
+        }
+        let (file, size) = candidate?;
+        self.existing(OP, name, |_| false)?;
+        let pool = self.layout.pool_or_init(OP)?;
+        let request = SpaceRequest {
+            provisioned: size,
+            reserved: ByteSize::ZERO,
+        };
+        let _admission = self.admit(OP, pool, request)?;
+        let data = StagedData::link(pool, file).map_err(|e| file_error(OP, what, e))?;
+        let mut record = VolumeRecord::new(data.id, size, Provisioning::Thin);
+        record.adopted_from = Some(what.to_owned());
+        let volume = self.publish(OP, pool, name, &record, data, |_| false)?;
+        self.finish_adoption(pool, &record)
+            .map_err(|e| file_error(OP, what, e))?;
+        Ok(volume)
+    }
+
+    /// Opens what is to be adopted, if it can be.
+    fn adoptable(&self, op: &'static str, what: &str) -> Result<(File, ByteSize)> {
+        let wrong = |reason: &str, help: &str| {
+            Err(Error::new(ErrorKind::InvalidInput, op)
+                .with("path", what)
+                .reason(reason)
+                .help(help))
+        };
+        let first = what.split('/').next().unwrap_or_default();
+        if OWN_NAMES.contains(&first) {
+            return wrong(
+                "that is the pool's own",
+                "name a file that is not part of the pool",
+            );
+        }
+        let flags = OFlags::RDWR | OFlags::NONBLOCK;
+        let fd = match open_beneath(self.layout.root(), what, flags) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::LOOP | rustix::io::Errno::XDEV | rustix::io::Errno::ISDIR) => {
+                return wrong(
+                    "only a regular file below the pool's root can be adopted",
+                    "give its path relative to the root, without .. and symbolic links",
+                );
+            }
+            Err(errno) => return Err(file_error(op, self.layout.full(what), errno)),
+        };
+        let file = File::from(fd);
+        let metadata = file.metadata().map_err(|e| file_error(op, what, e))?;
+        if !metadata.is_file() {
+            return wrong("it is not a regular file", "name a raw image file");
+        }
+        if metadata.nlink() != 1 {
+            return wrong(
+                "it has other hard links",
+                "remove them, or copy the file first",
+            );
+        }
+        let size = metadata.len();
+        if size == 0 || !size.is_multiple_of(SECTOR) {
+            return wrong(
+                "its size is not a multiple of 512 bytes, so it is no raw disk image",
+                "convert it to raw, or pad it: truncate -s %512 FILE",
+            );
+        }
+        match inuse::lock_alone(&file) {
+            Ok(true) => Ok((file, ByteSize::new(size))),
+            Ok(false) => Err(self.busy(op, &file)),
+            Err(error) => Err(file_error(op, what, error)),
+        }
+    }
+
+    /// Removes the name under which an adopted file was found, if it still is that file's.
+    pub fn finish_adoption(&self, pool: &PoolDirs, record: &VolumeRecord) -> io::Result<bool> {
+        let Some(what) = &record.adopted_from else {
+            return Ok(false);
+        };
+        let (parent, file_name) = what.rsplit_once('/').unwrap_or((".", what));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let Ok(parent) = open_beneath(self.layout.root(), parent, flags) else {
+            return Ok(false);
+        };
+        let Ok(found) = rustix::fs::statat(&parent, file_name, AtFlags::SYMLINK_NOFOLLOW) else {
+            return Ok(false);
+        };
+        let data = pool.open_data(record.data, OFlags::RDONLY)?.metadata()?;
+        if (found.st_dev, found.st_ino) != (data.dev(), data.ino()) {
+            return Ok(false);
+        }
+        rustix::fs::unlinkat(&parent, file_name, AtFlags::empty())?;
+        rustix::fs::fsync(&parent)?;
+        Ok(true)
+    }
+}
+
+/// A record in words.
+fn what_it_is(record: &VolumeRecord) -> String {
+    let made = match &record.origin {
+        Some(origin) => format!("{} of {}", origin.kind, origin.parent_name),
+        None if record.adopted_from.is_some() => "adopted volume".into(),
+        None => format!("{} volume", record.provisioning),
+    };
+    format!("a {made} of {} bytes", record.virtual_size.bytes())
+}
+
+/// `InvalidInput` for what can't be done to a snapshot.
+pub fn check_not_snapshot(op: &'static str, record: &VolumeRecord, done: &str) -> Result<()> {
+    use volmux_core::OriginKind;
+    match &record.origin {
+        Some(origin) if origin.kind == OriginKind::Snapshot => {
+            Err(Error::new(ErrorKind::InvalidInput, op)
+                .reason(format!("a snapshot is read-only and can't be {done}"))
+                .help("clone it and use the clone"))
+        }
+        _ => Ok(()),
+    }
+}

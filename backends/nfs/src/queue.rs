@@ -1,0 +1,95 @@
+//! Order among the operations of one pool object.
+//!
+//! An operation whose future was dropped may still be running on its thread. Whoever next wants to
+//! change the same name waits for it here, so that calling again converges.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
+use volmux_core::{Control, Error, ErrorKind, Result, VolumeName};
+
+type NameMutex = Arc<tokio::sync::Mutex<()>>;
+
+/// One waiting line a name.
+#[derive(Debug, Default)]
+pub struct Names(Mutex<HashMap<VolumeName, NameMutex>>);
+
+impl Names {
+    /// Waits for one's turn on each of `names`.
+    pub async fn turn(&self, names: &[&VolumeName]) -> Vec<OwnedMutexGuard<()>> {
+        // In one order everywhere, so that two operations never wait for each other.
+        let mut names = names.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        let mut turns = Vec::with_capacity(names.len());
+        for name in names {
+            let mutex = self.mutex(name);
+            turns.push(mutex.lock_owned().await);
+        }
+        turns
+    }
+
+    fn mutex(&self, name: &VolumeName) -> NameMutex {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= 1024 {
+            names.retain(|_, mutex| Arc::strong_count(mutex) > 1);
+        }
+        names.entry(name.clone()).or_default().clone()
+    }
+}
+
+/// Tells long work to stop: the caller cancelled, or dropped the future.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    control: Control,
+    dropped: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Fails once the work is to stop.
+    pub fn check(&self, op: &'static str) -> Result<()> {
+        self.control.check(op)?;
+        if self.dropped.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::TimedOut, op).reason("the caller went away"));
+        }
+        Ok(())
+    }
+
+    /// Tells how far the work is.
+    pub fn report(&self, done: u64, total: u64) {
+        self.control.report(done, total);
+    }
+}
+
+/// Runs `work` on a thread that may block. Dropping the future keeps work that has not begun from
+/// beginning, and asks work that has to stop.
+pub async fn run<T: Send + 'static>(
+    op: &'static str,
+    control: Control,
+    work: impl FnOnce(Stop) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    struct OnDrop {
+        dropped: Arc<AtomicBool>,
+        abort: tokio::task::AbortHandle,
+    }
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.dropped.store(true, Ordering::Relaxed);
+            self.abort.abort();
+        }
+    }
+    let dropped = Arc::new(AtomicBool::new(false));
+    let stop = Stop {
+        control,
+        dropped: dropped.clone(),
+    };
+    let task = tokio::task::spawn_blocking(move || work(stop));
+    let _on_drop = OnDrop {
+        dropped,
+        abort: task.abort_handle(),
+    };
+    task.await
+        .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, op).with_source(error)))
+}

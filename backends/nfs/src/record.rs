@@ -1,0 +1,233 @@
+//! What the pool stores beside the data: one record a volume, one for the pool. Encoding and
+//! decoding are pure; reading and writing files is the layout's work.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use volmux_core::{
+    Access, ByteSize, Holder, Origin, Provisioning, Sharing, Volume, VolumeId, VolumeName,
+};
+
+/// The version of the on-disk layout that this code writes, and the newest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// A record file is never longer; a longer one is not ours.
+pub const MAX_RECORD_BYTES: usize = 64 << 10;
+
+/// Why a record can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Cut off, or not one of ours.
+    #[error("it is not a complete record (cut off, or not written by volmux)")]
+    Incomplete,
+    /// Bytes differ from those written.
+    #[error("its checksum does not match (written {written}, found {found})")]
+    Checksum { written: String, found: String },
+    /// The checksum fits but the content does not.
+    #[error("its content can't be understood: {0}")]
+    Content(#[from] serde_json::Error),
+    /// Written by a newer volmux.
+    #[error("it has format version {0}, and this volmux knows versions up to {FORMAT_VERSION}")]
+    Version(u32),
+}
+
+/// The pool's own record, `pool.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRecord {
+    pub version: u32,
+    pub id: VolumeId,
+    #[serde(with = "rfc3339")]
+    pub created: SystemTime,
+}
+
+/// A volume's record, `volumes/NAME.json`. The volume exists exactly while this file does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRecord {
+    pub version: u32,
+    pub id: VolumeId,
+    /// Names the data file, `data/DATA.raw`. A revert gives the volume another one.
+    pub data: VolumeId,
+    pub virtual_size: ByteSize,
+    pub provisioning: Provisioning,
+    #[serde(with = "rfc3339")]
+    pub created: SystemTime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Where an adopted file was, below the root; audit ends an adoption that was cut short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_from: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<AttachRecord>,
+}
+
+/// One attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRecord {
+    pub holder: Holder,
+    pub access: Access,
+    pub sharing: Sharing,
+}
+
+impl VolumeRecord {
+    /// A record for new data.
+    pub fn new(data: VolumeId, virtual_size: ByteSize, provisioning: Provisioning) -> Self {
+        VolumeRecord {
+            version: FORMAT_VERSION,
+            id: VolumeId::random(),
+            data,
+            virtual_size,
+            provisioning,
+            created: SystemTime::now(),
+            origin: None,
+            adopted_from: None,
+            attachments: Vec::new(),
+        }
+    }
+
+    /// What the pool's users see of it.
+    pub fn to_volume(&self, name: VolumeName, allocated: Option<ByteSize>) -> Volume {
+        let mut volume = Volume::new(name, self.id, self.virtual_size);
+        volume.allocated = allocated;
+        volume.provisioning = self.provisioning;
+        volume.origin = self.origin.clone();
+        volume.created = self.created;
+        volume
+    }
+}
+
+/// The file's bytes: the record as one line of JSON, then a line with its CRC-32.
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    let mut text = serde_json::to_vec(record).expect("records have only encodable fields");
+    let crc = crc32fast::hash(&text);
+    text.extend_from_slice(format!("\ncrc32 {crc:08x}\n").as_bytes());
+    text
+}
+
+/// Reads what [`encode`] wrote.
+pub fn decode<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T, RecordError> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let text = bytes.strip_suffix(b"\n").ok_or(RecordError::Incomplete)?;
+    let split = text
+        .iter()
+        .rposition(|&b| b == b'\n')
+        .ok_or(RecordError::Incomplete)?;
+    let (json, crc_line) = (&text[..split], &text[split + 1..]);
+    let written = crc_line
+        .strip_prefix(b"crc32 ")
+        .ok_or(RecordError::Incomplete)?;
+    let found = format!("{:08x}", crc32fast::hash(json));
+    if written != found.as_bytes() {
+        let written = String::from_utf8_lossy(written).into_owned();
+        return Err(RecordError::Checksum { written, found });
+    }
+    // The version first: a newer one may have fields that this code does not know.
+    match serde_json::from_slice::<T>(json) {
+        Ok(record) if record.version() == FORMAT_VERSION => Ok(record),
+        Ok(record) => Err(RecordError::Version(record.version())),
+        Err(error) => match serde_json::from_slice(json) {
+            Ok(Version { version }) if version > FORMAT_VERSION => {
+                Err(RecordError::Version(version))
+            }
+            _ => Err(RecordError::Content(error)),
+        },
+    }
+}
+
+/// A record with a format version.
+pub trait Versioned {
+    /// The format version that it was written with.
+    fn version(&self) -> u32;
+}
+
+impl Versioned for PoolRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl Versioned for VolumeRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+mod rfc3339 {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_rfc3339_micros(*time))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_rfc3339(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record() -> VolumeRecord {
+        let mut record =
+            VolumeRecord::new(VolumeId::random(), ByteSize::gib(10), Provisioning::Thin);
+        // Stored with microseconds.
+        record.created = SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_234_567);
+        record
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let mut record = record();
+        record.attachments.push(AttachRecord {
+            holder: Holder::new("host-1").expect("holder"),
+            access: Access::ReadWrite,
+            sharing: Sharing::Exclusive,
+        });
+        assert_eq!(
+            decode::<VolumeRecord>(&encode(&record)).expect("decodes"),
+            record
+        );
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let text = br#"{"version":9,"new_field":1}"#;
+        let mut bytes = text.to_vec();
+        bytes.extend_from_slice(format!("\ncrc32 {:08x}\n", crc32fast::hash(text)).as_bytes());
+        assert!(matches!(
+            decode::<VolumeRecord>(&bytes),
+            Err(RecordError::Version(9))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_single_changed_byte_goes_unnoticed(at in any::<proptest::sample::Index>(), flip in 1u8..) {
+            let mut bytes = encode(&record());
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            prop_assert!(decode::<VolumeRecord>(&bytes).is_err());
+        }
+
+        #[test]
+        fn no_cut_goes_unnoticed(at in any::<proptest::sample::Index>()) {
+            let bytes = encode(&record());
+            prop_assert!(decode::<VolumeRecord>(&bytes[..at.index(bytes.len())]).is_err());
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(decode::<VolumeRecord>(&bytes).is_err());
+        }
+    }
+}

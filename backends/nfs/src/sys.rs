@@ -1,0 +1,233 @@
+//! The few system calls that need more than the standard library: open-file-description locks,
+//! FICLONE, FIEMAP, fallocate. All of this crate's `unsafe` is here.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use volmux_core::ByteRange;
+
+/// A lock's strength on a byte range of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Goes together with other shared locks.
+    Shared,
+    /// Goes together with none.
+    Exclusive,
+}
+
+fn flock(lock: Lock, range: ByteRange) -> libc::flock {
+    // SAFETY: `flock` is a plain C struct for which all-zero bytes are a valid value; l_pid must be
+    // 0 for open-file-description locks (fcntl(2)).
+    let mut flock: libc::flock = unsafe { std::mem::zeroed() };
+    flock.l_type = match lock {
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Exclusive => libc::F_WRLCK,
+    } as libc::c_short;
+    flock.l_whence = libc::SEEK_SET as libc::c_short;
+    flock.l_start = range.offset as libc::off_t;
+    flock.l_len = range.length as libc::off_t;
+    flock
+}
+
+/// Tries to take an open-file-description lock, which ends with the last descriptor of `file` and so
+/// never outlives its process. `Ok(false)` if somebody else's lock is in the way.
+pub fn try_lock(file: &File, lock: Lock, range: ByteRange) -> io::Result<bool> {
+    let flock = flock(lock, range);
+    // SAFETY: the descriptor is open for the call and `flock` is a valid `struct flock`.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const flock) };
+    if done == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        Some(libc::EINTR) => try_lock(file, lock, range),
+        _ => Err(error),
+    }
+}
+
+/// Whether taking `lock` would be stopped by another open file description.
+pub fn would_block(file: &File, lock: Lock, range: ByteRange) -> io::Result<bool> {
+    let mut flock = flock(lock, range);
+    // SAFETY: as in `try_lock`; F_OFD_GETLK writes only into `flock`.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut flock) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(flock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// Makes `to` share all blocks of `from` (ioctl_ficlone(2)).
+pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(to, from)?)
+}
+
+/// Whether an error of [`clone_file`] means that the file system can't do it.
+pub fn is_clone_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EXDEV | libc::EINVAL | libc::ENOTTY | libc::ENOSYS)
+    )
+}
+
+/// Reserves `range` without changing the file's size.
+pub fn reserve(file: &File, range: ByteRange) -> io::Result<()> {
+    Ok(rustix::fs::fallocate(
+        file,
+        FallocateFlags::KEEP_SIZE,
+        range.offset,
+        range.length,
+    )?)
+}
+
+/// Frees the blocks of `range`; parts of blocks are zeroed.
+pub fn punch_hole(file: &File, range: ByteRange) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(
+        file,
+        flags,
+        range.offset,
+        range.length,
+    )?)
+}
+
+/// Makes `range` read as zeros with its blocks reserved.
+pub fn zero_range(file: &File, range: ByteRange) -> io::Result<()> {
+    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(
+        file,
+        flags,
+        range.offset,
+        range.length,
+    )?)
+}
+
+/// Starts writing `range` to the disk without waiting for it. Only a hint: it makes nothing durable.
+pub fn start_writeback(file: &File, range: ByteRange) {
+    // SAFETY: the descriptor is open for the call; no memory is passed.
+    unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            range.offset as libc::off64_t,
+            range.length as libc::off64_t,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
+}
+
+/// The next range of data in `range`, by SEEK_DATA and SEEK_HOLE (lseek(2)); `None` if the rest is a
+/// hole. Moves the file's position, which nothing else here uses.
+pub fn next_data(file: &File, range: ByteRange) -> io::Result<Option<ByteRange>> {
+    if range.is_empty() {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(file.as_fd(), SeekFrom::Data(range.offset)) {
+        Ok(start) if start < range.end() => start,
+        Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file.as_fd(), SeekFrom::Hole(start))?;
+    Ok(Some(ByteRange::from_to(start, end.min(range.end()))))
+}
+
+/// One extent as FIEMAP tells it (Documentation/filesystems/fiemap.rst of the kernel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileExtent {
+    /// Where in the file.
+    pub range: ByteRange,
+    /// Where on the device; `None` where the kernel can't say so reliably.
+    pub physical: Option<u64>,
+    /// Reserved but never written: reads as zeros.
+    pub unwritten: bool,
+    /// Shared with another file.
+    pub shared: bool,
+}
+
+const FIEMAP_BATCH: usize = 256;
+const FIEMAP_FLAG_SYNC: u32 = 0x1;
+const EXTENT_LAST: u32 = 0x1;
+const EXTENT_UNWRITTEN: u32 = 0x800;
+const EXTENT_SHARED: u32 = 0x2000;
+/// UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE, DATA_TAIL: the physical
+/// address is missing or does not identify the bytes.
+const EXTENT_NO_ADDRESS: u32 = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+#[repr(C)]
+struct RawFiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [RawExtent; FIEMAP_BATCH],
+}
+
+/// `_IOWR('f', 11, struct fiemap)`: the size in it is that of the header alone.
+const FS_IOC_FIEMAP: libc::Ioctl = 0xC020_660B_u32 as libc::Ioctl;
+
+/// Some of a file's extents, in ascending order.
+#[derive(Debug)]
+pub struct FileExtents {
+    /// The extents; holes are left out.
+    pub extents: Vec<FileExtent>,
+    /// Where to ask next; `None` at the end of the range.
+    pub next: Option<u64>,
+}
+
+/// Asks for up to 256 extents that touch `range`; with `sync`, after writing dirty pages out, without
+/// which recent writes may have no address yet.
+pub fn file_extents(file: &File, range: ByteRange, sync: bool) -> io::Result<FileExtents> {
+    let empty = RawExtent {
+        logical: 0,
+        physical: 0,
+        length: 0,
+        reserved64: [0; 2],
+        flags: 0,
+        reserved: [0; 3],
+    };
+    let mut map = Box::new(RawFiemap {
+        start: range.offset,
+        length: range.length,
+        flags: if sync { FIEMAP_FLAG_SYNC } else { 0 },
+        mapped_extents: 0,
+        extent_count: FIEMAP_BATCH as u32,
+        reserved: 0,
+        extents: [empty; FIEMAP_BATCH],
+    });
+    // SAFETY: `map` has the layout of `struct fiemap` followed by `extent_count` `struct
+    // fiemap_extent`s; the kernel writes no more than that many.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut *map) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let raw = &map.extents[..(map.mapped_extents as usize).min(FIEMAP_BATCH)];
+    let extents: Vec<FileExtent> = raw
+        .iter()
+        .map(|e| FileExtent {
+            range: ByteRange::new(e.logical, e.length),
+            physical: (e.flags & EXTENT_NO_ADDRESS == 0).then_some(e.physical),
+            unwritten: e.flags & EXTENT_UNWRITTEN != 0,
+            shared: e.flags & EXTENT_SHARED != 0,
+        })
+        .collect();
+    let next = raw.last().and_then(|last| {
+        let end = last.logical.saturating_add(last.length);
+        let more = raw.len() == FIEMAP_BATCH && last.flags & EXTENT_LAST == 0;
+        (more && end < range.end()).then_some(end)
+    });
+    Ok(FileExtents { extents, next })
+}
