@@ -38,28 +38,48 @@ fn main() -> Result<()> {
     }
     in_private_mounts()?;
     header("directory pools on XFS with reflinks, on a loop device on memory")?;
+    // `cargo bench … -- copy list` runs only those parts.
+    let wanted = |part| {
+        let mut named = arguments.iter().filter(|a| !a.starts_with("--")).peekable();
+        named.peek().is_none() || named.any(|name| name == part)
+    };
     let bench = Bench::new(Scratch::xfs_on_memory("memory", 12 << 30)?)?;
+    for (part, run) in [
+        ("snapshot", snapshot as fn(&Bench) -> Result<()>),
+        ("pieces", snapshot_of_pieces),
+        ("copy", copy),
+        ("list", list),
+    ] {
+        if wanted(part) {
+            run(&bench)?;
+        }
+    }
+    if wanted("disk") {
+        snapshot_on_disk()?;
+    }
+    Ok(())
+}
 
+fn snapshot(bench: &Bench) -> Result<()> {
     println!("info -- snapshot and clone of 1 GiB in one piece");
     let source = bench.volume_in_one_piece("whole", 1024 * MIB)?;
-    let whole = Reflinks::measure(&bench, &source, 41)?;
-    whole.print();
-    ratio("dir-snapshot-vs-cp-reflink", &whole.snapshot, &whole.cp);
-    bench.delete(&source)?;
+    let times = Reflinks::measure(bench, &source, 41)?;
+    times.print();
+    ratio("dir-snapshot-vs-cp-reflink", &times.snapshot, &times.cp);
+    bench.delete(&source)
+}
 
+fn snapshot_of_pieces(bench: &Bench) -> Result<()> {
     println!("info -- snapshot and clone of 10,000 scattered pieces of 4 KiB");
     let source = bench.volume_in_pieces("pieces", 10_000, 4 << 10, 64 << 10)?;
-    Reflinks::measure(&bench, &source, 5)?.print();
-    bench.delete(&source)?;
+    Reflinks::measure(bench, &source, 5)?.print();
+    bench.delete(&source)
+}
 
-    println!("info -- copy of 8 GiB that hold 512 MiB in 8192 pieces");
-    copy(&bench, 7)?;
-    println!("info -- list of {LISTED} volumes");
-    list(&bench, 21)?;
-
+fn snapshot_on_disk() -> Result<()> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     println!(
-        "info -- the same snapshots with the file system on an image in {}",
+        "info -- the same with the file system on an image in {}",
         directory.display()
     );
     let bench = Bench::new(Scratch::xfs_on_disk("disk", directory, 4 << 30)?)?;
@@ -266,7 +286,8 @@ impl Reflinks {
 }
 
 /// `qemu-img convert` is given an fsync afterwards: our copy is durable when it returns.
-fn copy(bench: &Bench, rounds: usize) -> Result<()> {
+fn copy(bench: &Bench) -> Result<()> {
+    println!("info -- copy of 8 GiB that hold 512 MiB in 8192 pieces");
     let source = bench.volume_in_pieces("sparse", 8192, 64 << 10, MIB)?;
     let file = bench.file(&source)?;
     let target = bench.rivals.join("made");
@@ -276,7 +297,7 @@ fn copy(bench: &Bench, rounds: usize) -> Result<()> {
     let moved = Arc::new(AtomicU64::new(0));
     run("cat", [&file])?; // both find the source in the page cache
     bench.scratch.settle()?;
-    for round in 0..rounds {
+    for round in 0..7 {
         let watch = Arc::clone(&moved);
         let control = Control::new().with_progress(move |p| watch.store(p.done, Ordering::Relaxed));
         let name = VolumeName::new("made")?;
@@ -307,7 +328,8 @@ fn copy(bench: &Bench, rounds: usize) -> Result<()> {
     bench.delete(&source)
 }
 
-fn list(bench: &Bench, rounds: usize) -> Result<()> {
+fn list(bench: &Bench) -> Result<()> {
+    println!("info -- list of {LISTED} volumes");
     let start = Instant::now();
     for number in 0..LISTED {
         let name = VolumeName::new(format!("volume-{number:05}"))?;
@@ -326,7 +348,7 @@ fn list(bench: &Bench, rounds: usize) -> Result<()> {
 
     let mut ours = Samples::new("volmux list_volumes");
     let mut scan = Samples::new("read_dir and stat of a directory of plain files");
-    for _ in 0..rounds {
+    for _ in 0..21 {
         let found = ours.time(|| bench.runtime.block_on(drain(bench.pool.as_ref())))?;
         expect(found, LISTED)?;
         let found = scan.time(|| -> Result<usize> {
