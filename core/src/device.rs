@@ -30,7 +30,8 @@ pub trait BlockDevice: Debug + Send + Sync + 'static {
     /// The volume's name when it was opened.
     fn name(&self) -> &VolumeName;
 
-    /// The size now, in bytes: grows when the volume is resized through this process.
+    /// The size now, in bytes: grows when the volume is resized through the same pool
+    /// object.
     fn size(&self) -> u64;
 
     /// For reading only, or for writing too.

@@ -17,7 +17,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -200,7 +200,6 @@ impl Layout {
             .try_clone()
             .map_err(|error| file_error(op, &self.path, error))?;
         Ok(Some(self.pool.get_or_init(|| PoolDirs {
-            id: record.id,
             volumes,
             data,
             tmp,
@@ -227,7 +226,7 @@ impl Layout {
         let record = PoolRecord {
             version: FORMAT_VERSION,
             id: VolumeId::random(),
-            created: SystemTime::now(),
+            created: record::now(),
         };
         let staged = Staged::record(&tmp, &record).map_err(|error| at("tmp", error))?;
         match staged.publish_new(&self.root, POOL_FILE) {
@@ -523,14 +522,14 @@ impl Staged {
         loop {
             let file = File::from(rustix::fs::openat(
                 dir,
-                &name,
+                name,
                 flags,
                 Mode::RUSR | Mode::WUSR,
             )?);
             let dir = dir.try_clone()?;
             let staged = Staged {
                 dir,
-                name: name.clone(),
+                name: name.to_owned(),
                 file,
                 remove: true,
             };

@@ -1,7 +1,7 @@
 //! What the pool stores beside the data: one record a volume, one for the pool. Encoding and
 //! decoding are pure; reading and writing files is the layout's work.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use volmux_core::{
@@ -79,7 +79,7 @@ impl VolumeRecord {
             data,
             virtual_size,
             provisioning,
-            created: SystemTime::now(),
+            created: now(),
             origin: None,
             adopted_from: None,
             attachments: Vec::new(),
@@ -95,6 +95,14 @@ impl VolumeRecord {
         volume.created = self.created;
         volume
     }
+}
+
+/// The time now, in the precision that records keep.
+pub fn now() -> SystemTime {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_micros(since.as_micros() as u64)
 }
 
 /// The file's bytes: the record as one line of JSON, then a line with its CRC-32.
@@ -181,7 +189,7 @@ mod tests {
         let mut record =
             VolumeRecord::new(VolumeId::random(), ByteSize::gib(10), Provisioning::Thin);
         // Stored with microseconds.
-        record.created = SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_234_567);
+        record.created = SystemTime::UNIX_EPOCH + Duration::from_micros(1_234_567);
         record
     }
 
