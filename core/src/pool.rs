@@ -332,3 +332,43 @@ impl PoolExt for dyn Pool {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::{Fault, FaultPlan, Faulty, When};
+    use crate::memory::MemoryPool;
+
+    fn name(name: &str) -> VolumeName {
+        VolumeName::new(name).expect("the name is right")
+    }
+
+    #[tokio::test]
+    async fn a_missing_volume_is_none_and_every_other_error_stays_one() {
+        let plan = FaultPlan::explicit([Fault::fail(3, When::Before).of("volume")]);
+        let pool = Faulty::new(MemoryPool::unlimited(), plan);
+        let size = CreateOptions::thin(ByteSize::kib(4));
+        let made = pool.create_volume(&name("a"), size).await.expect("create");
+        let found = pool.find_volume(&name("a")).await.expect("find");
+        assert_eq!(found.map(|volume| volume.id), Some(made.id));
+        assert_eq!(pool.find_volume(&name("b")).await.expect("find"), None);
+        let error = pool.find_volume(&name("b")).await.expect_err("injected");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn volumes_come_sorted_or_as_an_error() {
+        let plan = FaultPlan::explicit([Fault::fail(2, When::After).of("list_volumes")]);
+        let pool: Arc<dyn Pool> = Faulty::new(MemoryPool::unlimited(), plan);
+        for volume in ["b", "B", "a", "_"] {
+            let size = CreateOptions::thick(ByteSize::new(1));
+            let made = pool.create_volume(&name(volume), size).await;
+            assert_eq!(made.expect("create").virtual_size.bytes(), 512);
+        }
+        let volumes = pool.volumes().await.expect("volumes");
+        let names: Vec<&str> = volumes.iter().map(|v| v.name.as_str()).collect();
+        assert_eq!(names, ["B", "_", "a", "b"]);
+        let error = pool.volumes().await.expect_err("injected");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+}

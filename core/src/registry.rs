@@ -108,6 +108,13 @@ impl FromStr for PoolUrl {
             return Err(wrong("a URL must not hold a user name or password".into())
                 .help("give credentials in a file or in the environment"));
         }
+        if url.cannot_be_a_base() && url.path().contains('@') {
+            // What stands before a colon is a scheme, also where a person meant a user name.
+            return Err(
+                wrong("this looks like user:password@host, without a scheme".into())
+                    .help("write scheme://host/path, and give credentials in a file"),
+            );
+        }
         if url.fragment().is_some() {
             return Err(
                 wrong("a pool URL has no part after #".into()).help("write %23 for a # in a path")
@@ -205,6 +212,177 @@ impl Registry {
                 Err(url
                     .wrong(format!("scheme {:?} is not known", url.scheme()))
                     .help(format!("known schemes: {}", known.join(", "))))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::memory::{MemoryBackend, MemoryPool};
+
+    #[derive(Debug)]
+    struct Disk;
+
+    #[async_trait]
+    impl Backend for Disk {
+        fn schemes(&self) -> &'static [&'static str] {
+            &["disk", "adisk"]
+        }
+
+        async fn open(&self, _: &PoolUrl) -> Result<Arc<dyn Pool>> {
+            Ok(MemoryPool::unlimited())
+        }
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Settings {
+        size: u64,
+        label: Option<String>,
+        #[serde(default)]
+        init: bool,
+    }
+
+    fn parse(url: &str) -> PoolUrl {
+        url.parse().expect(url)
+    }
+
+    #[test]
+    fn a_url_comes_apart_and_shows_all_but_its_options() {
+        let url = parse("nfs://Server:2049/a%20b/c?size=5&label=x%26y");
+        assert_eq!(url.scheme(), "nfs");
+        assert_eq!((url.host(), url.port()), (Some("Server"), Some(2049)));
+        assert_eq!(url.path(), "/a b/c");
+        assert_eq!(url.to_string(), "nfs://Server:2049/a b/c");
+        let settings: Settings = url.options().expect("the options fit");
+        assert_eq!((settings.size, settings.init), (5, false));
+        assert_eq!(settings.label.as_deref(), Some("x&y"));
+        assert_eq!(parse("dir:///srv").to_string(), "dir:///srv");
+        assert_eq!(parse("memory:").to_string(), "memory:");
+        assert_eq!(parse("MEMORY:").scheme(), "memory");
+    }
+
+    #[test]
+    fn wrong_urls_are_refused_and_say_why() {
+        for (text, reason) in [
+            ("", "not a URL"),
+            ("/srv/volumes", "not a URL"),
+            ("nfs://host:port/", "not a URL"),
+            ("nfs://user@host/x", "user name or password"),
+            ("nfs://host/x#y", "#"),
+            ("dir:///%ff", "UTF-8"),
+            ("dir:///a%00b", "NUL"),
+            ("admin:secret@nas", "without a scheme"),
+            ("dir:///x?size=1&size=2", "\"size\" is given twice"),
+        ] {
+            let error = text.parse::<PoolUrl>().expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{text}");
+            let given = error.get("reason").expect("a reason");
+            assert!(given.contains(reason), "{text}: {given}");
+        }
+    }
+
+    #[test]
+    fn wrong_options_are_named() {
+        for (query, named) in [
+            ("size=1&colour=red", "colour"),
+            ("label=x", "size"),
+            ("size=many", "invalid digit"),
+        ] {
+            let url = parse(&format!("dir:///x?{query}"));
+            let error = url.options::<Settings>().expect_err(query);
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+            assert_eq!(error.get("url"), Some("dir:///x"));
+            let reason = error.get("reason").expect("a reason");
+            assert!(reason.contains(named), "{query}: {reason}");
+        }
+        let mut url = parse("dir:///x?size=1");
+        url.set_option("label", "one").expect("it is new");
+        let error = url.set_option("size", "2").expect_err("it is there");
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        let settings: Settings = url.options().expect("the options fit");
+        assert_eq!((settings.size, settings.label.as_deref()), (1, Some("one")));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_scheme_lists_the_known_ones() {
+        let registry = Registry::new().with(MemoryBackend).with(Disk);
+        registry.open("adisk:").await.expect("the second scheme");
+        let error = registry.open("floppy:///x").await.expect_err("unknown");
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        assert!(error.get("reason").expect("reason").contains("\"floppy\""));
+        assert_eq!(
+            error.get("help"),
+            Some("known schemes: adisk, disk, memory")
+        );
+        let error = registry.open("memory:?totl=1").await.expect_err("unknown");
+        assert!(
+            error.get("reason").expect("reason").contains("totl"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "scheme memory is registered twice")]
+    fn a_scheme_belongs_to_one_backend() {
+        let _ = Registry::new().with(MemoryBackend).with(MemoryBackend);
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in "\\PC{0,60}") {
+            let _ = text.parse::<PoolUrl>();
+        }
+
+        #[test]
+        fn parsing_what_looks_like_a_url_never_panics(
+            text in "[a-z]{1,4}:/{0,3}[a-z0-9@:%.\\[\\]/?#&=é\\x00-]{0,40}"
+        ) {
+            if let Ok(url) = text.parse::<PoolUrl>() {
+                let shown = url.to_string();
+                prop_assert!(shown.starts_with(url.scheme()));
+                prop_assert!(shown.contains(url.host().unwrap_or("")));
+                prop_assert!(shown.ends_with(url.path()));
+                let _ = url.options::<Settings>();
+            }
+        }
+
+        #[test]
+        fn a_url_that_was_parsed_reads_back_as_itself(
+            host in "([a-z][a-z0-9.-]{0,20})?", path in "(/[A-Za-z0-9._ @:+-]{1,8}){1,4}"
+        ) {
+            let url = parse(&format!("nfs://{host}{path}"));
+            prop_assert_eq!(parse(&url.to_string()), url);
+        }
+
+        #[test]
+        fn a_password_never_appears_in_an_error(
+            scheme in "(memory|disk|nfs|s3|https)",
+            slashes in "(|//)",
+            user in "[a-z]{0,8}",
+            password in "[A-Z0-9!$%^*+=.,;_~-]{8,16}",
+            host in "([a-z]{1,10}|\\[|[a-z]{3}:port)",
+            rest in "(/x|\\?size=x|#y|)",
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let registry = Registry::new().with(MemoryBackend).with(Disk);
+            let forms = [
+                format!("{scheme}://{user}:{password}@{host}{rest}"),
+                format!("{scheme}:{slashes}{password}@{host}{rest}"),
+                format!("{user}:{password}@{host}{rest}"),
+            ];
+            for text in &forms[..] {
+                if let Err(error) = runtime.block_on(registry.open(text)) {
+                    let shown = format!("{error} {error:?}");
+                    prop_assert!(!shown.contains(&password), "{} for {}", shown, text);
+                } else {
+                    prop_assert!(false, "{} opens", text);
+                }
             }
         }
     }

@@ -295,20 +295,18 @@ fn read_record<T: serde::de::DeserializeOwned + Versioned>(
         Err(errno) => return Err(io::Error::from(errno).into()),
     };
     let mut buffer = [0; 4096];
-    let mut filled = 0;
-    loop {
-        match (&file).read(&mut buffer[filled..]) {
-            Ok(0) if filled < buffer.len() => return Ok(Some(record::decode(&buffer[..filled])?)),
-            Ok(0) => break,
-            Ok(n) => filled += n,
+    let read = loop {
+        match (&file).read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+            read => break read?,
         }
+    };
+    // A regular file gives all that fits, so there is no more; and the record's checksum would tell.
+    if read < buffer.len() {
+        return Ok(Some(record::decode(&buffer[..read])?));
     }
     let mut bytes = buffer.to_vec();
-    (&file)
-        .take((MAX_RECORD_BYTES - bytes.len()) as u64 + 1)
-        .read_to_end(&mut bytes)?;
+    (&file).take((MAX_RECORD_BYTES - bytes.len()) as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > MAX_RECORD_BYTES {
         return Err(record::RecordError::Incomplete.into());
     }

@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 
-use super::space::Space;
+use super::space::{Reservation, Space};
 use super::tree::{BLOCK, Blocks, Effects, Fill, Tree};
 use crate::{Control, Result};
 
 /// A copy gives way to others after this many blocks.
 const STEP: u64 = 256;
 
-/// Duplicates `from` block by block. `None` where there is no room.
+/// Duplicates `from` block by block, having set `blocks` aside, and returns with the duplicate what
+/// of them it did not take. `None` where there is no room.
 pub(super) async fn duplicate(
     space: &Arc<Space>,
     from: &Tree,
+    blocks: u64,
     control: &Control,
-) -> Result<Option<Tree>> {
-    let Some(mut reservation) = space.reserve(from.mapped()) else {
+) -> Result<Option<(Tree, Reservation)>> {
+    let Some(mut reservation) = space.reserve(blocks) else {
         return Ok(None);
     };
     let mut tree = Tree::new(space.clone());
@@ -46,7 +48,7 @@ pub(super) async fn duplicate(
             tokio::task::yield_now().await;
         }
     }
-    Ok(Some(tree))
+    Ok(Some((tree, reservation)))
 }
 
 enum Step {

@@ -4,7 +4,8 @@
 //! pool. Snapshot, clone and revert take constant time, whatever the volume's size and data; a
 //! volume costs memory only for what is written to it. Space is counted in blocks of 4096 bytes.
 //!
-//! A thick volume has its whole size set aside. A block that it shares with a snapshot or a clone
+//! A thick volume has its whole size set aside, and so has a copy of it; its snapshots and clones
+//! are thin. A block that it shares with a snapshot or a clone
 //! is counted once more when it is overwritten, and that can fail for lack of space, as it can on
 //! every backend.
 

@@ -97,7 +97,7 @@ impl MemoryPool {
         })
     }
 
-    fn find(&self, op: &'static str, name: &VolumeName) -> Result<Arc<MemoryVolume>> {
+    pub(super) fn find(&self, op: &'static str, name: &VolumeName) -> Result<Arc<MemoryVolume>> {
         self.get(&self.lock(), op, name)
     }
 
@@ -292,7 +292,7 @@ impl Pool for MemoryPool {
             .ok_or_else(|| self.full(op, name))?;
         let tree = Tree::new(self.space.clone());
         let volume = MemoryVolume::new(Content::new(tree, size, options.provisioning), None);
-        reservation.settle(blocks.cast_signed());
+        reservation.keep_rest();
         Ok(self.insert(&mut volumes, name, volume))
     }
 
@@ -427,29 +427,36 @@ impl Pool for MemoryPool {
         let op = "copy_volume";
         let kind = OriginKind::Copy;
         self.check_stop(&options.control, op, name)?;
-        let (parent, from, size) = {
+        let (parent, from, size, provisioning, blocks) = {
             let volumes = self.lock();
             if let Some(volume) = self.made_before(&volumes, op, kind, source, name)? {
                 return Ok(volume);
             }
             let parent = self.get(&volumes, op, source)?;
-            let (from, size) = {
+            let (from, size, provisioning, blocks) = {
                 let content = parent.read();
-                (content.tree.clone(), content.size)
+                let blocks = content.tree.mapped() + content.unwritten();
+                (
+                    content.tree.clone(),
+                    content.size,
+                    content.provisioning(),
+                    blocks,
+                )
             };
-            self.admit(&volumes, op, name, size, from.mapped() * BLOCK)?;
-            (parent, from, size)
+            self.admit(&volumes, op, name, size, blocks * BLOCK)?;
+            (parent, from, size, provisioning, blocks)
         };
-        let copied = copy::duplicate(&self.space, &from, &options.control)
+        let copied = copy::duplicate(&self.space, &from, blocks, &options.control)
             .await
             .map_err(|error| error.with("pool", self).with("volume", name))?;
-        let tree = copied.ok_or_else(|| self.full(op, name))?;
+        let (tree, rest) = copied.ok_or_else(|| self.full(op, name))?;
         let mut volumes = self.lock();
         // Somebody else may have been quicker.
         if let Some(volume) = self.made_before(&volumes, op, kind, source, name)? {
             return Ok(volume);
         }
-        let content = Content::new(tree, size, Provisioning::Thin);
+        rest.keep_rest();
+        let content = Content::new(tree, size, provisioning);
         let volume = MemoryVolume::new(content, Some(origin(kind, &parent, source)));
         Ok(self.insert(&mut volumes, name, volume))
     }

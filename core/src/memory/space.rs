@@ -61,6 +61,11 @@ impl Reservation {
         self.left -= blocks;
     }
 
+    /// Leaves all that was set aside to the caller, who gives it back.
+    pub(super) fn keep_rest(mut self) {
+        self.left = 0;
+    }
+
     /// Ends the reservation with exactly `blocks` counted, which the caller's blocks give back
     /// when they are dropped. It may be more than was set aside where the caller is about to drop
     /// the difference, and less than nothing where it gave back what it had counted before.

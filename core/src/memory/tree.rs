@@ -183,6 +183,23 @@ impl Tree {
         }
     }
 
+    /// Where each block lies, which tells blocks apart.
+    #[cfg(test)]
+    pub(super) fn identities(&self, seen: &mut std::collections::BTreeSet<usize>) {
+        let mut nodes = vec![&self.root];
+        while let Some(node) = nodes.pop() {
+            match node {
+                Node::Hole => {}
+                Node::Data(block) => drop(seen.insert(Arc::as_ptr(block).addr())),
+                Node::Zeros(zeros) if zeros.blocks == 1 => {
+                    seen.insert(Arc::as_ptr(zeros).addr());
+                }
+                Node::Zeros(zeros) => nodes.extend(zeros.parts().iter()),
+                Node::Inner(children) => nodes.extend(children.iter()),
+            }
+        }
+    }
+
     /// Who holds `blocks`.
     pub(super) fn survey(&self, blocks: Blocks) -> Survey {
         let mut survey = Survey::default();

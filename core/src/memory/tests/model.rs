@@ -11,6 +11,7 @@ const SIZE: u64 = 130 * BLOCK + 512;
 
 #[derive(Clone, Debug)]
 enum Op {
+    Read(u64, u64),
     Write(u64, u64, u8),
     Discard(u64, u64),
     Zero(u64, u64, bool),
@@ -25,6 +26,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let range = || (0..SIZE, prop_oneof![0..SIZE, 0..3 * BLOCK]);
     let op = prop_oneof![
         4 => (range(), 0..3u8).prop_map(|((offset, length), byte)| Op::Write(offset, length, byte)),
+        1 => range().prop_map(|(offset, length)| Op::Read(offset, length)),
         2 => range().prop_map(|(offset, length)| Op::Discard(offset, length)),
         2 => (range(), any::<bool>()).prop_map(|((offset, length), free)| {
             Op::Zero(offset, length, free)
@@ -109,6 +111,13 @@ impl Run {
     async fn step(&mut self, op: Op) {
         let volume = name("a");
         match op {
+            Op::Read(offset, length) => {
+                let (offset, length) = self.cut(offset, length);
+                let device = open(&self.pool, "a").await;
+                let data = device.read_at(offset, length as usize).await;
+                let range = offset as usize..(offset + length) as usize;
+                assert!(data.expect("read") == self.image.bytes[range]);
+            }
             Op::Write(offset, length, byte) => {
                 let (offset, length) = self.cut(offset, length);
                 let data = vec![byte; length as usize];
@@ -158,43 +167,51 @@ impl Run {
                 self.image = image.clone();
             }
             Op::Delete(pick) if !self.snapshots.is_empty() => {
-                let (snapshot, _) = self.snapshots.swap_remove(pick % self.snapshots.len());
+                let (snapshot, image) = self.snapshots.swap_remove(pick % self.snapshots.len());
+                self.check_volume(&snapshot, &image).await;
                 self.pool.delete_volume(&snapshot).await.expect("delete");
             }
             Op::Changed(pick) if !self.snapshots.is_empty() => {
                 let (snapshot, old) = &self.snapshots[pick % self.snapshots.len()];
-                let query = ExtentQuery::changed_since(snapshot.clone());
-                let changed = self.pool.extents(&volume, query).await.expect("extents");
-                let blocks = (0..(self.image.bytes.len() as u64).div_ceil(BLOCK))
-                    .filter(|&block| self.image.block(block) != old.block(block));
-                assert_eq!(
-                    changed.collect_joined().await.expect("extents"),
-                    self.image.extents(blocks)
-                );
+                self.check_changed(snapshot, old).await;
             }
             Op::Revert(_) | Op::Delete(_) | Op::Changed(_) => {}
         }
     }
 
-    async fn check(&self) {
-        let mut volumes = vec![(name("a"), &self.image)];
-        volumes.extend(
-            self.snapshots
-                .iter()
-                .map(|(name, image)| (name.clone(), image)),
+    async fn check_changed(&self, snapshot: &VolumeName, old: &Image) {
+        let query = ExtentQuery::changed_since(snapshot.clone());
+        let changed = self.pool.extents(&name("a"), query).await.expect("extents");
+        let blocks = (0..(self.image.bytes.len() as u64).div_ceil(BLOCK))
+            .filter(|&block| self.image.block(block) != old.block(block));
+        assert_eq!(
+            changed.collect_joined().await.expect("extents"),
+            self.image.extents(blocks)
         );
-        for (name, image) in volumes {
-            let device = self.pool.open_volume(&name, OpenOptions::read_only()).await;
-            let device = device.expect("open");
-            let size = device.size();
-            assert_eq!(size, image.bytes.len() as u64);
-            let bytes = device.read_at(0, size as usize).await.expect("read");
-            assert!(bytes == image.bytes, "{name} does not read as it should");
-            let extents = device.extents(ByteRange::new(0, size)).await;
-            let extents = extents.expect("extents").collect_joined().await;
-            let expected = image.extents(image.allocated.iter().copied());
-            assert_eq!(extents.expect("extents"), expected);
+    }
+
+    async fn check(&self) {
+        self.check_volume(&name("a"), &self.image).await;
+    }
+
+    async fn check_all(&self) {
+        self.check().await;
+        for (name, image) in &self.snapshots {
+            self.check_volume(name, image).await;
         }
+    }
+
+    async fn check_volume(&self, name: &VolumeName, image: &Image) {
+        let device = self.pool.open_volume(name, OpenOptions::read_only()).await;
+        let device = device.expect("open");
+        let size = device.size();
+        assert_eq!(size, image.bytes.len() as u64);
+        let bytes = device.read_at(0, size as usize).await.expect("read");
+        assert!(bytes == image.bytes, "{name} does not read as it should");
+        let extents = device.extents(ByteRange::new(0, size)).await;
+        let extents = extents.expect("extents").collect_joined().await;
+        let expected = image.extents(image.allocated.iter().copied());
+        assert_eq!(extents.expect("extents"), expected);
     }
 }
 
@@ -221,6 +238,7 @@ async fn run(ops: Vec<Op>, thick: bool) {
         run.step(op).await;
         run.check().await;
     }
+    run.check_all().await;
     // What is counted is what is there: alone, a volume is all that is used.
     for (snapshot, _) in run.snapshots {
         pool.delete_volume(&snapshot).await.expect("delete");
