@@ -12,7 +12,7 @@ use volmux::{
 
 use crate::flaw::Flaw;
 use crate::pool::broken_extents;
-use crate::state::State;
+use crate::state::{State, lock};
 
 #[derive(Debug)]
 pub struct BrokenDevice {
@@ -58,42 +58,48 @@ impl BrokenDevice {
         self.flaw() == Flaw::ReadersCanWrite && self.inner.access() == Access::ReadOnly
     }
 
-    fn late(&self, what: Late) -> Option<LateEffect> {
-        (self.flaw() == Flaw::DroppedWritesComeLate).then(|| LateEffect {
-            state: self.state.clone(),
-            name: self.inner.name().clone(),
-            what: Some(what),
-        })
+    /// With the flaw `DroppedWritesComeLate`: leaves time to be dropped, and if it is, the request
+    /// takes effect after the next write.
+    async fn late(&self, what: Late) {
+        if self.flaw() == Flaw::DroppedWritesComeLate {
+            let mut late = LateEffect {
+                device: self,
+                what: Some(what),
+            };
+            tokio::task::yield_now().await;
+            late.what = None;
+        }
+    }
+
+    async fn do_what_is_late(&self) {
+        let late = std::mem::take(&mut *lock(&self.state.late));
+        for what in late {
+            let _ = match what {
+                Late::Write(offset, data) => self.inner.write_at(offset, data).await,
+                Late::Discard(range) => self.inner.discard(range).await,
+            };
+        }
     }
 }
 
-enum Late {
+/// What a dropped request still wants to do.
+#[derive(Debug)]
+pub enum Late {
     Write(u64, Bytes),
     Discard(ByteRange),
 }
 
-/// Takes effect some time after it was dropped.
-struct LateEffect {
-    state: Arc<State>,
-    name: VolumeName,
+/// Remembers its request when it is dropped before it was told that the request is done.
+struct LateEffect<'a> {
+    device: &'a BrokenDevice,
     what: Option<Late>,
 }
 
-impl Drop for LateEffect {
+impl Drop for LateEffect<'_> {
     fn drop(&mut self) {
-        let Some(what) = self.what.take() else {
-            return;
-        };
-        let (state, name) = (self.state.clone(), self.name.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(3)).await;
-            if let Some(device) = state.writer(&name) {
-                let _ = match what {
-                    Late::Write(offset, data) => device.write_at(offset, data).await,
-                    Late::Discard(range) => device.discard(range).await,
-                };
-            }
-        });
+        if let Some(what) = self.what.take() {
+            lock(&self.device.state.late).push(what);
+        }
     }
 }
 
@@ -143,10 +149,7 @@ impl BlockDevice for BrokenDevice {
             });
             return Ok(());
         }
-        if let Some(mut late) = self.late(Late::Write(offset, data.clone())) {
-            tokio::task::yield_now().await;
-            late.what = None;
-        }
+        self.late(Late::Write(offset, data.clone())).await;
         let offset = if self.flaw() == Flaw::WritesAreRounded {
             offset / 512 * 512
         } else {
@@ -157,7 +160,9 @@ impl BlockDevice for BrokenDevice {
         if let Some(parent) = &self.parent {
             let _ = parent.write_at(range.offset, data.clone()).await;
         }
-        self.done(self.inner.write_at(range.offset, data).await)
+        let written = self.inner.write_at(range.offset, data).await;
+        self.do_what_is_late().await;
+        self.done(written)
     }
 
     async fn flush(&self) -> Result<()> {
@@ -180,10 +185,7 @@ impl BlockDevice for BrokenDevice {
             _ if self.pretends() => return Ok(()),
             _ => {}
         }
-        if let Some(mut late) = self.late(Late::Discard(range)) {
-            tokio::task::yield_now().await;
-            late.what = None;
-        }
+        self.late(Late::Discard(range)).await;
         self.done(self.inner.discard(self.cut(range)).await)
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use volmux::{Attachment, BlockDevice, Error, ErrorKind, VolumeName};
 
+use crate::device::Late;
 use crate::flaw::Flaw;
 
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub struct State {
     open: Mutex<Vec<Open>>,
     kept: Mutex<Vec<Arc<dyn BlockDevice>>>,
     wedged: Mutex<HashSet<String>>,
+    pub late: Mutex<Vec<Late>>,
     pub reverted: Mutex<HashSet<(VolumeName, VolumeName)>>,
     pub attached: Mutex<HashMap<(VolumeName, String), Attachment>>,
 }
@@ -36,6 +38,7 @@ impl State {
             open: Mutex::default(),
             kept: Mutex::default(),
             wedged: Mutex::default(),
+            late: Mutex::default(),
             reverted: Mutex::default(),
             attached: Mutex::default(),
         })

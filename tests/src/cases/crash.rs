@@ -1,6 +1,9 @@
 //! Clause 6, as far as a living process can show it: what is done is done for every handle, and
 //! normal work leaves nothing for an audit to find. `tests/crash.rs` kills processes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use super::*;
 use volmux::{AuditOptions, ByteSize, ResizeOptions};
 
@@ -60,21 +63,35 @@ pub(crate) async fn c06_an_audit_changes_no_volume(ctx: &Ctx<'_>) {
 }
 
 pub(crate) async fn c06_an_audit_beside_running_work_takes_nothing_away(ctx: &Ctx<'_>) {
-    let pool = ctx.shared_pool();
-    let auditor = tokio::spawn(async move {
-        for _ in 0..20 {
-            let report = pool.audit(AuditOptions { repair: true }).await;
-            report.expect("audit");
-            tokio::task::yield_now().await;
+    let (done, audits) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let auditor = tokio::spawn({
+        let (pool, done, audits) = (ctx.shared_pool(), done.clone(), audits.clone());
+        async move {
+            while !done.load(Ordering::SeqCst) {
+                let report = pool.audit(AuditOptions { repair: true }).await;
+                report.expect("audit");
+                audits.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+            }
         }
     });
     for round in 0..10u64 {
         let (name, snapshot) = (format!("v{round}"), format!("s{round}"));
         let data = ctx.filled(&name, MIB, round).await;
         ctx.snapshot(&name, &snapshot).await;
+        // At least one audit that began after this work.
+        let seen = audits.load(Ordering::SeqCst);
+        ctx.eventually("two more audits", async || {
+            audits.load(Ordering::SeqCst) >= seen + 2 || auditor.is_finished()
+        })
+        .await;
         assert_same(&ctx.read(&name).await, &data, &name);
         assert_same(&ctx.read(&snapshot).await, &data, &snapshot);
     }
+    done.store(true, Ordering::SeqCst);
     auditor.await.expect("auditor");
     for round in 0..10u64 {
         let data = pattern(round, MIB as usize);

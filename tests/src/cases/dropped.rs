@@ -288,7 +288,7 @@ pub(crate) async fn c10_a_dropped_discard_never_overtakes_a_later_write(ctx: &Ct
     ctx.filled("a", size, 1).await;
     let device = ctx.writer("a").await;
     for round in 0..30u64 {
-        let polls = 1 + (round % 3) as usize;
+        let polls = 3 - (round % 3) as usize;
         cut(polls, device.discard(ByteRange::new(0, size))).await;
         let later = pattern(1000 + round, MIB as usize);
         device.write_at(0, later.clone()).await.expect("write");
