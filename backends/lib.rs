@@ -12,3 +12,8 @@ pub fn registry() -> Registry {
         .with(memory::MemoryBackend)
         .with(nfs::DirBackend)
 }
+
+/// Runs the examples of the README as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

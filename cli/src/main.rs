@@ -1,2 +1,71 @@
 //! The volmux command line.
-fn main() {}
+
+mod app;
+mod args;
+mod config;
+mod destroy;
+mod export;
+mod extents;
+mod generate;
+mod image;
+mod import;
+mod output;
+mod pool;
+mod qemu_img;
+mod raw_file;
+mod signals;
+mod stale;
+mod verify;
+mod volume;
+
+use clap::Parser;
+use tokio_util::sync::CancellationToken;
+use tracing::Level;
+use volmux::{Error, Result};
+
+use crate::app::App;
+use crate::args::{Cli, Command};
+
+fn main() {
+    let cli = Cli::parse();
+    let level = match cli.global.verbose {
+        // A pool's warnings are told in this program's own words, and as JSON where that is asked for.
+        0 => Level::ERROR,
+        1 => Level::INFO,
+        2 => Level::DEBUG,
+        _ => Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let app = App::new(cli.global, CancellationToken::new());
+    let code = run(&app, cli.command)
+        .and_then(|code| app.out.flush().map(|()| code))
+        .unwrap_or_else(|error| {
+            // What was printed before the error is still whole and wanted.
+            let _ = app.out.flush();
+            app.report(&error)
+        });
+    // Not by returning: a request that hangs in a dead store must not keep the program.
+    std::process::exit(i32::from(code));
+}
+
+fn run(app: &App, command: Command) -> Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::from_io("start_runtime", e))?;
+    let code = runtime.block_on(async {
+        signals::watch(app.cancel.clone())?;
+        match command {
+            Command::Pool(command) => Box::pin(pool::run(app, command)).await,
+            Command::Volume(command) => Box::pin(volume::run(app, command)).await,
+            Command::Completions { shell } => generate::completions(app, shell),
+            Command::Man { dir } => generate::man(app, dir.as_deref()),
+        }
+    });
+    runtime.shutdown_background();
+    code
+}

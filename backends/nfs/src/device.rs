@@ -17,6 +17,7 @@ use volmux_core::{
     VolumeName, ZeroOptions,
 };
 
+use crate::sys::Locked;
 use crate::{extents, sys};
 
 /// What the open handles of one volume in one pool object share.
@@ -76,7 +77,7 @@ impl OpenVolumes {
 #[derive(Debug)]
 pub struct Open {
     name: VolumeName,
-    file: File,
+    file: Locked,
     access: Access,
     provisioning: Provisioning,
     shared: Arc<Shared>,
@@ -95,7 +96,7 @@ impl FileDevice {
     /// A device on `file`, which holds the locks for `access`.
     pub fn new(
         name: VolumeName,
-        file: File,
+        file: Locked,
         access: Access,
         exclusive: bool,
         provisioning: Provisioning,
@@ -271,11 +272,11 @@ impl BlockDevice for FileDevice {
         // A descriptor of its own: the walk moves the file position.
         let file = File::open(format!(
             "/proc/self/fd/{}",
-            std::os::fd::AsRawFd::as_raw_fd(&self.open.file)
+            std::os::fd::AsRawFd::as_raw_fd(&*self.open.file)
         ))
         .map_err(|error| self.io_error(OP, range, error))?;
         Ok(extents::allocated(
-            file,
+            file.into(),
             range,
             self.size(),
             self.open.name.clone(),

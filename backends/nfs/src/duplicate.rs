@@ -63,13 +63,12 @@ impl Inner {
         if let Some(existing) = self.existing(op, name, same)? {
             return Ok(existing);
         }
-        let (pool, from) = self.get(op, source)?;
+        let (pool, from, file) = self.get_data(op, source, OFlags::RDONLY)?;
         let provisioning = match kind {
             OriginKind::Copy => from.provisioning,
             _ => Provisioning::Thin,
         };
         let size = from.virtual_size;
-        let file = self.open_data(op, pool, &from, OFlags::RDONLY)?;
         let shares = self.reflink && kind != OriginKind::Copy;
         let reserved = self.bytes_to_move(op, &file, shares, provisioning, size)?;
         // Dropped here: held through a long copy it would stop everybody else's work.
@@ -108,10 +107,6 @@ impl Inner {
             None => None,
         };
         self.publish(op, pool, name, &record, data, same)
-    }
-
-    fn data_error(&self, op: &'static str, error: io::Error) -> Error {
-        file_error(op, self.layout.full("data"), error)
     }
 
     /// What new data will occupy at once.
@@ -223,7 +218,7 @@ impl Inner {
         const OP: &str = "revert_volume";
         self.check_writable(OP)?;
         let (pool, record) = self.get(OP, name)?;
-        let (_, from) = self.get(OP, snapshot)?;
+        let (_, from, file) = self.get_data(OP, snapshot, OFlags::RDONLY)?;
         check_not_snapshot(OP, &record, "reverted")?;
         let is_own = from.origin.as_ref().is_some_and(|origin| {
             origin.kind == OriginKind::Snapshot && origin.parent_id == record.id
@@ -236,7 +231,6 @@ impl Inner {
         }
         // Before the work, for an early answer; again below, where it counts.
         drop(self.open_alone(OP, pool, &record)?);
-        let file = self.open_data(OP, pool, &from, OFlags::RDONLY)?;
         let size = from.virtual_size;
         let growth = size.bytes().saturating_sub(record.virtual_size.bytes());
         let reserved = self.bytes_to_move(OP, &file, self.reflink, record.provisioning, size)?;
@@ -262,7 +256,7 @@ impl Inner {
         name: &VolumeName,
         before: &VolumeRecord,
         size: ByteSize,
-        data: StagedData,
+        mut data: StagedData,
     ) -> Result<Volume> {
         let _locks = pool.lock_names(&[name], op)?;
         let (_, mut record) = self.get(op, name)?;
@@ -275,12 +269,12 @@ impl Inner {
         record.virtual_size = size;
         // The new data no longer is the file that was adopted.
         record.adopted_from = None;
-        pool.publish_over(name, &record, Some(data))
+        pool.publish_over(name, &record, Some(&mut data))
             .map_err(|e| file_error(op, self.layout.full("volumes"), e))?;
         if let Err(error) = pool.remove_data(old) {
             tracing::warn!(volume = %name, data = %old, %error, "data file left behind");
         }
-        self.describe(op, name, &record)
+        self.describe(op, name, &record, data.file())
     }
 }
 

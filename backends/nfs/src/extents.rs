@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use tokio::sync::mpsc;
 use volmux_core::{ByteRange, Error, ExtentStream, Grade, Result, VolumeName};
 
-use crate::sys::{self, FileExtent};
+use crate::sys::{self, FileExtent, Locked};
 
 /// The unit in which blocks are told apart.
 pub const GRANULARITY: u64 = 4096;
@@ -85,7 +85,7 @@ fn to_blocks(extent: ByteRange, range: ByteRange) -> ByteRange {
 }
 
 /// The ranges of `file` that hold data, within `range`.
-pub fn allocated(file: File, range: ByteRange, size: u64, name: VolumeName) -> ExtentStream {
+pub fn allocated(file: Locked, range: ByteRange, size: u64, name: VolumeName) -> ExtentStream {
     let range = range.intersect(&ByteRange::new(0, size));
     stream("extents", name, move |found| {
         let mut rest = range;
@@ -101,7 +101,7 @@ pub fn allocated(file: File, range: ByteRange, size: u64, name: VolumeName) -> E
 #[derive(Debug)]
 pub struct Side {
     /// The file.
-    pub file: File,
+    pub file: Locked,
     /// The volume's size.
     pub size: u64,
 }

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::record::{self, FORMAT_VERSION, MAX_RECORD_BYTES, PoolRecord, Versioned, VolumeRecord};
-use crate::sys::{self, Lock};
+use crate::sys::{self, Lock, Locked};
 
 const POOL_FILE: &str = "pool.json";
 const LOCK_FILE: &str = "lock";
@@ -306,7 +306,9 @@ fn read_record<T: serde::de::DeserializeOwned + Versioned>(
         return Ok(Some(record::decode(&buffer[..read])?));
     }
     let mut bytes = buffer.to_vec();
-    (&file).take((MAX_RECORD_BYTES - bytes.len()) as u64 + 1).read_to_end(&mut bytes)?;
+    (&file)
+        .take((MAX_RECORD_BYTES - bytes.len()) as u64 + 1)
+        .read_to_end(&mut bytes)?;
     if bytes.len() > MAX_RECORD_BYTES {
         return Err(record::RecordError::Incomplete.into());
     }
@@ -336,9 +338,15 @@ impl PoolDirs {
     }
 
     /// Opens a data file.
-    pub fn open_data(&self, id: VolumeId, flags: OFlags) -> io::Result<File> {
+    pub fn open_data(&self, id: VolumeId, flags: OFlags) -> io::Result<Locked> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.data, data_file(id), flags, Mode::empty())?.into())
+        Ok(File::from(rustix::fs::openat(
+            &self.data,
+            data_file(id),
+            flags,
+            Mode::empty(),
+        )?)
+        .into())
     }
 
     /// Removes a data file; one that is gone is fine.
@@ -365,7 +373,7 @@ impl PoolDirs {
         &self,
         name: &VolumeName,
         record: &VolumeRecord,
-        data: StagedData,
+        data: &mut StagedData,
     ) -> io::Result<()> {
         // On a journalling file system the first of these writes the journal up to here, data file
         // included, and the others find nothing left to write.
@@ -373,8 +381,9 @@ impl PoolDirs {
         data.staged.file.sync_all()?;
         rustix::fs::fsync(&self.data)?;
         staged.publish_new(&self.volumes, &record_file(name))?;
-        data.staged.keep();
-        Ok(())
+        // From here on the record refers to it, even should the next step fail.
+        data.staged.remove = false;
+        Ok(rustix::fs::fsync(&self.volumes)?)
     }
 
     /// Replaces the record of `name`; with `data`, that too is made durable first.
@@ -382,7 +391,7 @@ impl PoolDirs {
         &self,
         name: &VolumeName,
         record: &VolumeRecord,
-        data: Option<StagedData>,
+        data: Option<&mut StagedData>,
     ) -> io::Result<()> {
         let staged = Staged::record(&self.tmp, record)?;
         if let Some(data) = &data {
@@ -391,9 +400,9 @@ impl PoolDirs {
         }
         staged.publish_over(&self.volumes, &record_file(name))?;
         if let Some(data) = data {
-            data.staged.keep();
+            data.staged.remove = false;
         }
-        Ok(())
+        Ok(rustix::fs::fsync(&self.volumes)?)
     }
 
     /// Removes the record of `name`, durably.
@@ -434,8 +443,8 @@ impl PoolDirs {
     fn lock_byte(&self, byte: u64, op: &'static str) -> Result<NameLock> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
         let failed = |error: io::Error| file_error(op, LOCK_FILE, error);
-        let file =
-            File::from(open_beneath(&self.root, LOCK_FILE, flags).map_err(|e| failed(e.into()))?);
+        let fd = open_beneath(&self.root, LOCK_FILE, flags).map_err(|e| failed(e.into()))?;
+        let file = Locked::from(File::from(fd));
         let deadline = Instant::now() + NAME_LOCK_WAIT;
         let mut pause = Duration::from_micros(100);
         while !sys::try_lock(&file, Lock::Exclusive, ByteRange::new(byte, 1)).map_err(failed)? {
@@ -462,7 +471,7 @@ fn name_hash(name: &str) -> u64 {
 /// A locked name. The lock ends with the file descriptor.
 #[derive(Debug)]
 pub struct NameLock {
-    _file: File,
+    _file: Locked,
 }
 
 /// A file in the making: locked, and removed again unless it is published or kept.
@@ -471,7 +480,7 @@ pub struct Staged {
     dir: OwnedFd,
     name: String,
     /// The open file.
-    pub file: File,
+    pub file: Locked,
     remove: bool,
 }
 
@@ -490,7 +499,7 @@ impl StagedData {
     }
 
     /// A data file that is a second link to `file`, for adoption.
-    pub fn link(pool: &PoolDirs, file: File) -> io::Result<StagedData> {
+    pub fn link(pool: &PoolDirs, file: Locked) -> io::Result<StagedData> {
         use std::os::fd::AsRawFd;
         if !sys::try_lock(&file, Lock::Exclusive, MAKING)? {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -518,12 +527,8 @@ impl Staged {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
-            let file = File::from(rustix::fs::openat(
-                dir,
-                name,
-                flags,
-                Mode::RUSR | Mode::WUSR,
-            )?);
+            let mode = Mode::RUSR | Mode::WUSR;
+            let file = File::from(rustix::fs::openat(dir, name, flags, mode)?).into();
             let dir = dir.try_clone()?;
             let staged = Staged {
                 dir,
@@ -533,15 +538,15 @@ impl Staged {
             };
             // An audit may have taken the new file for a leftover before it was locked.
             let locked = sys::try_lock(&staged.file, Lock::Exclusive, MAKING)?;
-            if locked && rustix::fs::fstat(&staged.file)?.st_nlink > 0 {
+            if locked && rustix::fs::fstat(&*staged.file)?.st_nlink > 0 {
                 return Ok(staged);
             }
         }
     }
 
     fn record<T: serde::Serialize>(dir: &OwnedFd, record: &T) -> io::Result<Staged> {
-        let mut staged = Staged::create(dir, &format!("{}.json", VolumeId::random()))?;
-        staged.file.write_all(&record::encode(record))?;
+        let staged = Staged::create(dir, &format!("{}.json", VolumeId::random()))?;
+        (&*staged.file).write_all(&record::encode(record))?;
         staged.file.sync_all()?;
         Ok(staged)
     }
@@ -549,17 +554,13 @@ impl Staged {
     fn publish_new(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
         rename_new(&self.dir, &self.name, dir, name)?;
         self.remove = false;
-        Ok(rustix::fs::fsync(dir)?)
+        Ok(())
     }
 
     fn publish_over(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
         rustix::fs::renameat(&self.dir, &self.name, dir, name)?;
         self.remove = false;
-        Ok(rustix::fs::fsync(dir)?)
-    }
-
-    fn keep(mut self) {
-        self.remove = false;
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use volmux_core::{
 use crate::layout::{OWN_NAMES, PoolDirs, StagedData, file_error, open_beneath};
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
+use crate::sys::Locked;
 use crate::{extents, inuse, sys};
 
 /// Virtual sizes are multiples of a disk sector.
@@ -51,8 +52,13 @@ impl Inner {
                 .with("size", size.bytes())
                 .reason("the file system can't hold a file that large")
                 .with_source(error),
-            _ => file_error(op, self.layout.full("data"), error),
+            _ => self.data_error(op, error),
         }
+    }
+
+    /// An error about a data file.
+    pub fn data_error(&self, op: &'static str, error: io::Error) -> Error {
+        file_error(op, self.layout.full("data"), error)
     }
 
     pub fn create(&self, name: &VolumeName, options: CreateOptions) -> Result<Volume> {
@@ -82,9 +88,7 @@ impl Inner {
                 reserved,
             },
         )?;
-        let data = pool
-            .stage_data()
-            .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+        let data = pool.stage_data().map_err(|e| self.data_error(OP, e))?;
         set_size(data.file(), size, provisioning, 0).map_err(|e| self.size_error(OP, size, e))?;
         let record = VolumeRecord::new(data.id, size, provisioning);
         self.publish(OP, pool, name, &record, data, same)
@@ -99,7 +103,11 @@ impl Inner {
     ) -> Result<Option<Volume>> {
         match self.find(op, name)? {
             None => Ok(None),
-            Some(record) if same(&record) => self.describe(op, name, &record).map(Some),
+            Some(record) if same(&record) => match self.get_data(op, name, OFlags::RDONLY) {
+                Ok((_, record, file)) => self.describe(op, name, &record, &file).map(Some),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            },
             Some(record) => Err(Error::new(ErrorKind::AlreadyExists, op)
                 .with("volume", name)
                 .reason(format!("the name is taken by {}", what_it_is(&record)))
@@ -114,18 +122,20 @@ impl Inner {
         pool: &PoolDirs,
         name: &VolumeName,
         record: &VolumeRecord,
-        data: StagedData,
+        mut data: StagedData,
         same: impl Fn(&VolumeRecord) -> bool,
     ) -> Result<Volume> {
-        match pool.publish_new(name, record, data) {
-            Ok(()) => self.describe(op, name, record),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.existing(op, name, same)?.ok_or_else(|| {
-                    Error::new(ErrorKind::Busy, op)
-                        .reason("another process made and deleted the volume meanwhile")
-                })
+        loop {
+            match pool.publish_new(name, record, &mut data) {
+                Ok(()) => return self.describe(op, name, record, data.file()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if let Some(existing) = self.existing(op, name, &same)? {
+                        return Ok(existing);
+                    }
+                    // Deleted again meanwhile: the name is free once more.
+                }
+                Err(error) => return Err(file_error(op, self.layout.full("volumes"), error)),
             }
-            Err(error) => Err(file_error(op, self.layout.full("volumes"), error)),
         }
     }
 
@@ -135,25 +145,21 @@ impl Inner {
         op: &'static str,
         name: &VolumeName,
         record: &VolumeRecord,
+        file: &File,
     ) -> Result<Volume> {
-        let pool = self.pool(op)?;
-        let file = self.open_data(op, pool, record, OFlags::RDONLY)?;
-        let metadata = file
-            .metadata()
-            .map_err(|e| file_error(op, self.layout.full("data"), e))?;
+        let metadata = file.metadata().map_err(|e| self.data_error(op, e))?;
         Ok(record.to_volume(name.clone(), Some(ByteSize::new(metadata.blocks() * 512))))
     }
 
     pub fn volume(&self, name: &VolumeName) -> Result<Volume> {
         const OP: &str = "volume";
-        let (pool, record) = self.get(OP, name)?;
-        let mut volume = self.describe(OP, name, &record)?;
+        let (_, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
+        let mut volume = self.describe(OP, name, &record, &file)?;
         volume.exclusive = volume.allocated;
         if self.reflink {
-            let file = self.open_data(OP, pool, &record, OFlags::RDONLY)?;
             let size = record.virtual_size.bytes();
             let found = extents::fragments_and_exclusive(&file, size)
-                .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+                .map_err(|e| self.data_error(OP, e))?;
             volume.fragments = found.map(|(fragments, _)| fragments);
             volume.exclusive = found.map(|(_, exclusive)| ByteSize::new(exclusive));
         }
@@ -166,20 +172,19 @@ impl Inner {
         op: &'static str,
         name: &VolumeName,
         options: OpenOptions,
-    ) -> Result<(VolumeRecord, File)> {
+    ) -> Result<(VolumeRecord, Locked)> {
         let writes = options.access == Access::ReadWrite;
         if writes {
             self.check_writable(op)?;
         }
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
         loop {
-            let (pool, record) = self.get(op, name)?;
+            let (_, record, file) = self.get_data(op, name, flags)?;
             if writes {
                 check_not_snapshot(op, &record, "opened for writing")?;
             }
-            let file = self.open_data(op, pool, &record, flags)?;
             let locked = inuse::lock_for(&file, options.access, options.sharing)
-                .map_err(|e| file_error(op, self.layout.full("data"), e))?;
+                .map_err(|e| self.data_error(op, e))?;
             if !locked {
                 return Err(self.busy(op, &file));
             }
@@ -209,13 +214,13 @@ impl Inner {
         op: &'static str,
         pool: &PoolDirs,
         record: &VolumeRecord,
-    ) -> Result<File> {
+    ) -> Result<Locked> {
         self.check_detached(op, record)?;
         let file = self.open_data(op, pool, record, OFlags::RDWR)?;
         match inuse::lock_alone(&file) {
             Ok(true) => Ok(file),
             Ok(false) => Err(self.busy(op, &file)),
-            Err(error) => Err(file_error(op, self.layout.full("data"), error)),
+            Err(error) => Err(self.data_error(op, error)),
         }
     }
 
@@ -228,6 +233,7 @@ impl Inner {
         let (_, mut record) = self.get(OP, name)?;
         check_not_snapshot(OP, &record, "resized")?;
         let old = record.virtual_size;
+        let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
         let failed = |error| self.size_error(OP, size, error);
         if size > old {
             let growth = ByteSize::new(size.bytes() - old.bytes());
@@ -241,7 +247,6 @@ impl Inner {
                     reserved,
                 },
             )?;
-            let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
             // What a shrink that was cut short left past the end must not come back.
             file.set_len(old.bytes()).map_err(failed)?;
             if let Err(error) = set_size(&file, size, record.provisioning, old.bytes()) {
@@ -259,7 +264,7 @@ impl Inner {
                     .reason("the new size is smaller: what lies past it would be lost")
                     .help("allow shrinking explicitly if that is meant"));
             }
-            let file = self.open_alone(OP, pool, &record)?;
+            let _alone = self.open_alone(OP, pool, &record)?;
             record.virtual_size = size;
             // The record first: a file that is too long is trimmed later, one too short is damage.
             pool.publish_over(name, &record, None).map_err(failed)?;
@@ -270,18 +275,18 @@ impl Inner {
         if let Some(shared) = self.open_volumes.get(record.id) {
             shared.size.store(size.bytes(), Ordering::Release);
         }
-        self.describe(OP, name, &record)
+        self.describe(OP, name, &record, &file)
     }
 
     pub fn rename(&self, name: &VolumeName, to: &VolumeName) -> Result<Volume> {
         const OP: &str = "rename_volume";
         self.check_writable(OP)?;
-        let (pool, record) = self.get(OP, name)?;
+        let (pool, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
         if name == to {
-            return self.describe(OP, name, &record);
+            return self.describe(OP, name, &record, &file);
         }
         let _locks = pool.lock_names(&[name, to], OP)?;
-        let (_, record) = self.get(OP, name)?;
+        let (_, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
         self.existing(OP, to, |_| false)?;
         pool.rename(name, to).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => {
@@ -289,7 +294,7 @@ impl Inner {
             }
             _ => file_error(OP, self.layout.full("volumes"), error),
         })?;
-        self.describe(OP, to, &record)
+        self.describe(OP, to, &record, &file)
     }
 
     pub fn delete(&self, name: &VolumeName) -> Result<()> {
@@ -311,11 +316,11 @@ impl Inner {
         let file = match pool.open_data(record.data, OFlags::RDWR) {
             Ok(file) => Some(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(file_error(OP, self.layout.full("data"), error)),
+            Err(error) => return Err(self.data_error(OP, error)),
         };
         if let Some(file) = &file {
             let alone = inuse::lock_alone(file);
-            if !alone.map_err(|e| file_error(OP, self.layout.full("data"), e))? {
+            if !alone.map_err(|e| self.data_error(OP, e))? {
                 return Err(self.busy(OP, file));
             }
         }
@@ -356,7 +361,7 @@ impl Inner {
     }
 
     /// Opens what is to be adopted, if it can be.
-    fn adoptable(&self, op: &'static str, what: &str) -> Result<(File, ByteSize)> {
+    fn adoptable(&self, op: &'static str, what: &str) -> Result<(Locked, ByteSize)> {
         let wrong = |reason: &str, help: &str| {
             Err(Error::new(ErrorKind::InvalidInput, op)
                 .with("path", what)
@@ -381,7 +386,7 @@ impl Inner {
             }
             Err(errno) => return Err(file_error(op, self.layout.full(what), errno)),
         };
-        let file = File::from(fd);
+        let file = Locked::from(File::from(fd));
         let metadata = file.metadata().map_err(|e| file_error(op, what, e))?;
         if !metadata.is_file() {
             return wrong("it is not a regular file", "name a raw image file");

@@ -21,6 +21,7 @@ use crate::duplicate::Quiet;
 use crate::layout::{Layout, NameLock, PoolDirs, file_error};
 use crate::queue::{Names, Stop, run};
 use crate::record::VolumeRecord;
+use crate::sys::Locked;
 use crate::{extents, inuse, sys};
 
 /// A directory pool.
@@ -223,14 +224,35 @@ impl Inner {
         }
     }
 
-    /// Opens a volume's data and checks that it is all there.
+    /// A volume's record, and its data as the record says.
+    pub fn get_data(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        flags: OFlags,
+    ) -> Result<(&PoolDirs, VolumeRecord, Locked)> {
+        loop {
+            let (pool, record) = self.get(op, name)?;
+            match self.open_data(op, pool, &record, flags) {
+                Ok(file) => return Ok((pool, record, file)),
+                // Damage only if it is not that the volume was reverted or deleted in between.
+                Err(error) if self.find(op, name)?.is_some_and(|now| now == record) => {
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Opens a record's data and checks that it is all there. For those who know that the record
+    /// can't change meanwhile; others call [`get_data`](Self::get_data).
     pub fn open_data(
         &self,
         op: &'static str,
         pool: &PoolDirs,
         record: &VolumeRecord,
         flags: OFlags,
-    ) -> Result<std::fs::File> {
+    ) -> Result<Locked> {
         let path = self
             .layout
             .full("data")
@@ -531,8 +553,7 @@ impl Pool for DirPool {
         let owned = name.clone();
         self.look(OP, name, move |inner| {
             let side = |name: &VolumeName| {
-                let (pool, record) = inner.get(OP, name)?;
-                let file = inner.open_data(OP, pool, &record, OFlags::RDONLY)?;
+                let (_, record, file) = inner.get_data(OP, name, OFlags::RDONLY)?;
                 Ok(extents::Side {
                     file,
                     size: record.virtual_size.bytes(),

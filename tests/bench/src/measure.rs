@@ -1,0 +1,148 @@
+//! Samples, medians and printing.
+
+use std::fmt;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// The times that one thing took, in one run.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    name: String,
+    times: Vec<Duration>,
+}
+
+impl Samples {
+    /// None yet, of the thing `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Samples {
+            name: name.into(),
+            times: Vec::new(),
+        }
+    }
+
+    /// Adds the time that `work` takes.
+    ///
+    /// # Errors
+    /// Those of `work`, whose time is then not added.
+    pub fn time<T, E>(&mut self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let start = Instant::now();
+        let done = work()?;
+        self.times.push(start.elapsed());
+        Ok(done)
+    }
+
+    /// The median.
+    ///
+    /// # Panics
+    /// Without samples.
+    pub fn median(&self) -> Duration {
+        let mut sorted = self.times.clone();
+        sorted.sort_unstable();
+        let middle = sorted.len() / 2;
+        if sorted.len().is_multiple_of(2) {
+            (sorted[middle - 1] + sorted[middle]) / 2
+        } else {
+            sorted[middle]
+        }
+    }
+
+    /// Prints an `info` line with median, fastest, slowest and number.
+    pub fn print(&self) {
+        println!("info {self}");
+    }
+}
+
+impl fmt::Display for Samples {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let fastest = self.times.iter().copied().min().unwrap_or_default();
+        let slowest = self.times.iter().copied().max().unwrap_or_default();
+        write!(
+            f,
+            "{:<46} {:>9.3} ms (fastest {:.3}, slowest {:.3}, n {})",
+            self.name,
+            ms(self.median()),
+            ms(fastest),
+            ms(slowest),
+            self.times.len()
+        )
+    }
+}
+
+/// Prints a `ratio` line: the median of `ours` over that of `rival`.
+pub fn ratio(name: &str, ours: &Samples, rival: &Samples) {
+    let value = ours.median().as_secs_f64() / rival.median().as_secs_f64();
+    println!("ratio {name} {value:.3}");
+}
+
+/// Prints a `count` line.
+pub fn count(name: &str, value: impl fmt::Display) {
+    println!("count {name} {value}");
+}
+
+/// Prints what the benchmark runs on.
+///
+/// # Errors
+/// If /proc can't be read.
+pub fn header(title: &str) -> Result<()> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown processor", |(_, model)| model);
+    let memory = field(&fs::read_to_string("/proc/meminfo")?, "MemTotal")?;
+    println!("info {title}");
+    println!(
+        "info on Linux {}, {} x {model}, {} MiB of memory, load {}",
+        fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
+        std::thread::available_parallelism()?,
+        memory >> 20,
+        fs::read_to_string("/proc/loadavg")?.trim()
+    );
+    Ok(())
+}
+
+/// The most memory that this process has had, in bytes.
+///
+/// # Errors
+/// If /proc can't be read.
+pub fn peak_rss_bytes() -> Result<u64> {
+    field(&fs::read_to_string("/proc/self/status")?, "VmHWM")
+}
+
+/// A `Name:   123 kB` line of a file in /proc, in bytes.
+fn field(text: &str, name: &str) -> Result<u64> {
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    value
+        .map(|kib| kib << 10)
+        .ok_or_else(|| format!("no {name} in kB").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(ms: &[u64]) -> Samples {
+        let mut samples = Samples::new("x");
+        samples.times = ms.iter().map(|&ms| Duration::from_millis(ms)).collect();
+        samples
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(of(&[9, 1, 5]).median(), Duration::from_millis(5));
+        assert_eq!(of(&[9, 1, 5, 6]).median(), Duration::from_micros(5500));
+    }
+
+    #[test]
+    fn fields_of_proc_are_in_bytes() {
+        let text = "VmPeak:\t  10 kB\nVmHWM:\t    3 kB\n";
+        assert_eq!(field(text, "VmHWM").expect("there"), 3072);
+        assert!(field(text, "VmRSS").is_err());
+    }
+}
