@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use volmux::layers::{Deadline, Limits, Traced};
 use volmux::{
-    AuditOptions, BlockDevice, ByteRange, ByteSize, CreateOptions, ErrorKind, ExtentQuery,
+    AuditOptions, BlockDevice, ByteRange, ByteSize, CreateOptions, ErrorKind, ExtentQuery, Grade,
     OpenOptions, OriginKind, Pool, PoolExt, Provisioning, ResizeOptions, Result, Volume,
     VolumeName, ZeroOptions,
 };
@@ -80,7 +80,7 @@ fn name() -> impl Strategy<Value = usize> {
 
 fn size() -> impl Strategy<Value = u64> {
     prop_oneof![
-        10 => (1..=300_000u64),
+        10 => 1..=300_000u64,
         3 => Just(65_536),
         1 => Just(0),
         1 => Just(u64::MAX),
@@ -236,8 +236,26 @@ impl Side {
 
     async fn changed(&self, name: &VolumeName, since: &VolumeName) -> Outcome {
         let query = ExtentQuery::changed_since(since.clone());
-        let extents = async { self.pool.extents(name, query).await?.collect_joined().await };
+        let whole_blocks = match self.pool.find_volume(name).await {
+            Ok(Some(volume)) => volume.virtual_size.bytes() / 4096 * 4096,
+            _ => 0,
+        };
+        // Whether a difference past the end of the queried volume counts for the block that it
+        // ends in is left open.
+        let whole = ByteRange::new(0, whole_blocks);
+        let extents = async {
+            let extents = self.pool.extents(name, query).await?;
+            let extents = extents.collect_joined().await?.into_iter();
+            let within = extents.map(|extent| extent.intersect(&whole));
+            Ok(within.filter(|extent| !extent.is_empty()).collect())
+        };
         outcome(extents, Outcome::Extents).await
+    }
+
+    async fn flush(&self) {
+        if let Some(device) = &self.open {
+            device.flush().await.expect("flush");
+        }
     }
 
     async fn volumes(&self) -> Vec<Seen> {
@@ -308,6 +326,7 @@ async fn run_on(device: &dyn BlockDevice, op: &Op) -> Outcome {
 async fn in_step(
     pool: Arc<dyn Pool>,
     model: Arc<dyn Pool>,
+    allocated: Grade,
     ops: &[Op],
 ) -> std::result::Result<(), TestCaseError> {
     let mut pool = Side { pool, open: None };
@@ -319,6 +338,10 @@ async fn in_step(
         let (found, expected) = (pool.run(op).await, model.run(op).await);
         prop_assert_eq!(found, expected, "operation {}: {:?}", i, op);
     }
+    // A file system may count cached pages of zeros as data until they are written back.
+    for side in [&pool, &model] {
+        side.flush().await;
+    }
     let volumes = model.volumes().await;
     prop_assert_eq!(&pool.volumes().await, &volumes);
     for volume in &volumes {
@@ -329,7 +352,17 @@ async fn in_step(
         // What is reserved and not written shows or not, as the backend likes.
         if volumes.iter().all(|v| v.provisioning == Provisioning::Thin) {
             let (found, expected) = (pool.allocated(name).await, model.allocated(name).await);
-            prop_assert_eq!(found, expected, "allocated extents of {}", name);
+            let covered = expected
+                .iter()
+                .all(|e| found.iter().any(|f| f.intersect(e) == *e));
+            let right = found == expected || (allocated == Grade::Superset && covered);
+            prop_assert!(
+                right,
+                "allocated extents of {}: {:?}, not {:?}",
+                name,
+                found,
+                expected
+            );
         }
         for other in &volumes {
             let found = pool.changed(name, &other.name).await;
@@ -348,7 +381,12 @@ async fn make(storage: &dyn Storage) -> Arc<dyn Pool> {
 }
 
 /// Runs `cases` random sequences on pools that `wrap` makes of those of `storage`.
-fn check(storage: &dyn Storage, cases: u32, wrap: fn(Arc<dyn Pool>) -> Arc<dyn Pool>) {
+fn check(
+    storage: &dyn Storage,
+    cases: u32,
+    allocated: Grade,
+    wrap: fn(Arc<dyn Pool>) -> Arc<dyn Pool>,
+) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -364,7 +402,7 @@ fn check(storage: &dyn Storage, cases: u32, wrap: fn(Arc<dyn Pool>) -> Arc<dyn P
     let tested = TestRunner::new(config).run(&sequences, |ops| {
         runtime.block_on(async {
             let pool = wrap(make(storage).await);
-            in_step(pool, make(&MemoryStorage).await, &ops).await
+            in_step(pool, make(&MemoryStorage).await, allocated, &ops).await
         })
     });
     if let Err(error) = tested {
@@ -375,18 +413,20 @@ fn check(storage: &dyn Storage, cases: u32, wrap: fn(Arc<dyn Pool>) -> Arc<dyn P
 #[test]
 fn a_directory_on_ext4_does_what_the_model_does() {
     let storage = DirStorage::new(LoopFs::ext4(512 << 20));
-    check(&storage, 120, |pool| pool);
+    check(&storage, 120, Grade::Exact, |pool| pool);
 }
 
 #[test]
 fn a_directory_on_xfs_does_what_the_model_does() {
     let storage = DirStorage::new(LoopFs::xfs(512 << 20));
-    check(&storage, 120, |pool| pool);
+    // Once something was read beside blocks that were copied on write, XFS counts cached zeros as
+    // data: it keeps unwritten blocks in reserve there.
+    check(&storage, 120, Grade::Superset, |pool| pool);
 }
 
 #[test]
 fn layers_change_nothing() {
-    check(&MemoryStorage, 200, |pool| {
+    check(&MemoryStorage, 200, Grade::Exact, |pool| {
         Deadline::new(Traced::new(pool), Limits::default())
     });
 }
