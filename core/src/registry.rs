@@ -64,12 +64,20 @@ impl PoolUrl {
     /// # Errors
     /// `InvalidConfig` that names the option.
     pub fn options<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_urlencoded::to_string(&self.options)
-            .map_err(|error| {
-                self.wrong("the options can't be encoded")
-                    .with_source(error)
-            })
-            .and_then(|query| serde_urlencoded::from_str(&query).map_err(|error| self.wrong(error)))
+        decode_options(&self.options).map_err(|reason| {
+            // A wrong value's error doesn't say whose it is: it is that of the option without
+            // which there is another error or none.
+            let culprit = self.options.iter().find(|(key, _)| {
+                let mut others = self.options.clone();
+                others.remove(*key);
+                decode_options::<T>(&others).err().as_ref() != Some(&reason)
+            });
+            let error = self.wrong(reason);
+            match culprit {
+                Some((key, value)) => error.with("option", format!("{key}={value}")),
+                None => error,
+            }
+        })
     }
 
     /// `InvalidConfig` about this URL, for backends.
@@ -78,6 +86,11 @@ impl PoolUrl {
             .with("url", self)
             .reason(reason)
     }
+}
+
+fn decode_options<T: DeserializeOwned>(options: &BTreeMap<String, String>) -> Result<T, String> {
+    let query = serde_urlencoded::to_string(options).map_err(|error| error.to_string())?;
+    serde_urlencoded::from_str(&query).map_err(|error| error.to_string())
 }
 
 impl fmt::Display for PoolUrl {

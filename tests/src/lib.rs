@@ -21,6 +21,7 @@
 
 mod cases;
 mod content;
+pub mod crash;
 mod ctx;
 mod expect;
 mod fixture;
