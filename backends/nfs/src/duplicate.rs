@@ -161,7 +161,10 @@ impl Inner {
                  be copied at one moment: stop that writer, or use XFS or btrfs",
             ));
         }
-        data.file().set_len(size.bytes()).map_err(failed)?;
+        // Only after a resize that was cut short is the source's file longer than its volume.
+        if data.file().metadata().map_err(failed)?.len() != size.bytes() {
+            data.file().set_len(size.bytes()).map_err(failed)?;
+        }
         Ok(data)
     }
 
