@@ -13,20 +13,40 @@ if [ -z "${VOLMUX:-}" ]; then
     VOLMUX=${CARGO_TARGET_DIR:-target}/debug/volmux
 fi
 VOLMUX=$(realpath "$VOLMUX")
+repository=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/pool" "$work/files"
+cd "$work"
+mkdir pool files
 export VOLMUX_POOL="dir://$work/pool"
 checks=0
+bold='' plain=''
+if [ -t 1 ]; then
+    bold=$'\e[1m' plain=$'\e[0m'
+fi
 
 step() {
-    printf '\n\033[1m%s\033[0m\n' "$*"
+    printf '\n%s%s%s\n' "$bold" "$*" "$plain"
 }
 
-# Runs a command that a person would type, and shows it.
+# Shows a command as a person would type it.
+show() {
+    local argument
+    printf '$'
+    for argument in "$@"; do
+        [[ $argument =~ ^[A-Za-z0-9_./:=+,-]+$ ]] || argument=${argument@Q}
+        printf ' %s' "$argument"
+    done
+    printf '\n'
+}
+
 run() {
-    printf '$ %s\n' "$*"
+    show "$@"
     "$@"
+}
+
+quietly() {
+    "$@" >/dev/null 2>&1
 }
 
 volmux() {
@@ -49,7 +69,7 @@ check() {
 refused() {
     local code=$1 got=0
     shift
-    printf '$ %s\n' "$*"
+    show "$@"
     "$@" || got=$?
     check "refused with exit code $code" [ "$got" -eq "$code" ]
 }
@@ -60,9 +80,9 @@ sha256() {
 
 # The content of a volume as a raw image, read through volmux.
 raw() {
-    rm -f "$work/out.raw"
-    volmux volume export "$1" "$work/out.raw" --format raw >/dev/null
-    printf '%s\n' "$work/out.raw"
+    rm -f out.raw
+    volmux volume export "$1" out.raw --format raw >/dev/null
+    echo out.raw
 }
 
 # The checksum of a whole volume, read through volmux.
@@ -87,56 +107,69 @@ has_no_file() {
 # the volume's record names.
 disk_of() {
     local id
-    id=$(sed -n 's/.*"data" *: *"\([0-9a-f-]*\)".*/\1/p' "$work/pool/volumes/$1.json")
-    printf '%s\n' "$work/pool/data/$id.raw"
+    id=$(sed -n 's/.*"data" *: *"\([0-9a-f-]*\)".*/\1/p' "pool/volumes/$1.json")
+    echo "pool/data/$id.raw"
+}
+
+# The numbers of the 4 KiB blocks in which two images differ, found by reading all of both.
+differing_blocks() {
+    { cmp -l "$1" "$2" || true; } | awk '{ print int(($1 - 1) / 4096) }' | uniq
+}
+
+# The numbers of the 4 KiB blocks in a list of extents.
+listed_blocks() {
+    awk '/^ *[0-9]+ +[0-9]+$/ { for (at = $1; at < $1 + $2; at += 4096) print at / 4096 }'
 }
 
 step '1. A disk image as a guest has it: ext4, with the files of this repository'
-cp -r README.md CONTRIBUTING.md LICENSE-MIT LICENSE-APACHE docs core examples "$work/files/"
-run mke2fs -q -t ext4 -L volmux-demo -d "$work/files" "$work/disk.img" 64M
-original=$(sha256 "$work/disk.img")
+(cd "$repository" && cp -r README.md CONTRIBUTING.md LICENSE-* docs core examples "$work/files/")
+run mke2fs -q -t ext4 -L volmux-demo -d files disk.img 64M
+original=$(sha256 disk.img)
 printf '%s files, %s KiB of data in a 64 MiB image, sha256 %s\n' \
-    "$(find "$work/files" -type f | wc -l)" "$(du -k "$work/disk.img" | cut -f1)" "${original:0:16}…"
+    "$(find files -type f | wc -l)" "$(du -k disk.img | cut -f1)" "${original:0:16}…"
 
 step '2. A pool in an empty directory; what it can do depends on the file system'
 run volmux pool info
 
 step '3. Import the image as a volume'
-run volmux volume import "$work/disk.img" web --format raw --verify
+run volmux volume import disk.img web --format raw --verify
 run volmux volume list
 check 'the volume holds the image' [ "$(content web)" = "$original" ]
-check 'README.md reads back out of the ext4 in the volume' has_file web /README.md README.md
+check 'README.md reads back out of the ext4 in the volume' has_file web /README.md files/README.md
 
 step '4. Snapshot it; asking again is no error and makes nothing new'
 run volmux volume snapshot web web-monday
 run volmux volume snapshot web web-monday
 
 step '5. The guest goes on: it writes a file, and loses another one'
-printf 'written by the guest on tuesday\n' >"$work/tuesday.txt"
-run debugfs -w -R "write $work/tuesday.txt tuesday.txt" "$(disk_of web)" 2>/dev/null
+printf 'written by the guest on tuesday\n' >tuesday.txt
+run debugfs -w -R "write tuesday.txt tuesday.txt" "$(disk_of web)" 2>/dev/null
 run debugfs -w -R 'rm README.md' "$(disk_of web)" 2>/dev/null
-check 'the new file is in the volume' has_file web /tuesday.txt "$work/tuesday.txt"
+check 'the new file is in the volume' has_file web /tuesday.txt tuesday.txt
 check 'README.md is gone from the volume' has_no_file web /README.md
 check 'the snapshot stays as it was' [ "$(content web-monday)" = "$original" ]
 
 step '6. Compare: what changed since the snapshot, to the block'
 run volmux volume extents web --changed-since web-monday
-changed=$(volmux volume extents web --changed-since web-monday --json | wc -l)
-check 'something changed' [ "$changed" -gt 0 ]
+volmux volume extents web --changed-since web-monday | listed_blocks >listed
+volmux volume export web tuesday.raw --format raw >/dev/null
+differing_blocks tuesday.raw disk.img >differing
+check "exactly the $(wc -l <differing) blocks that differ are listed" cmp listed differing
+check 'and there are some' [ -s differing ]
 
 step '7. Clone the snapshot and get the lost file out of the clone'
 run volmux volume clone web-monday rescue
-check 'README.md is in the clone' has_file rescue /README.md README.md
-run debugfs -w -R "write $work/tuesday.txt rescued.txt" "$(disk_of rescue)" 2>/dev/null
-check 'the clone can be written' has_file rescue /rescued.txt "$work/tuesday.txt"
+check 'README.md is in the clone' has_file rescue /README.md files/README.md
+run debugfs -w -R "write tuesday.txt rescued.txt" "$(disk_of rescue)" 2>/dev/null
+check 'the clone can be written' has_file rescue /rescued.txt tuesday.txt
 check 'and does not touch its parent' [ "$(content web-monday)" = "$original" ]
 
 step '8. Revert the volume to its snapshot'
 run volmux volume revert web web-monday --dry-run
-check 'a dry run changes nothing' has_file web /tuesday.txt "$work/tuesday.txt"
+check 'a dry run changes nothing' has_file web /tuesday.txt tuesday.txt
 run volmux volume revert web web-monday
 check 'every byte is back' [ "$(content web)" = "$original" ]
-check 'README.md is back' has_file web /README.md README.md
+check 'README.md is back' has_file web /README.md files/README.md
 
 step '9. Copy it, make the copy larger, and let ext4 grow into it'
 run volmux volume copy web spare
@@ -144,12 +177,12 @@ check 'the copy has the same content' [ "$(content spare)" = "$original" ]
 run volmux volume resize spare 128MiB
 run volmux volume info spare
 run resize2fs "$(disk_of spare)" 2>/dev/null
-check 'ext4 is sound at the new size' e2fsck -fn "$(raw spare)" >/dev/null 2>&1
-check 'README.md is in the larger copy' has_file spare /README.md README.md
+check 'ext4 is sound at the new size' quietly e2fsck -fn "$(raw spare)"
+check 'README.md is in the larger copy' has_file spare /README.md files/README.md
 
 step '10. Export for another hypervisor'
-run volmux volume export web "$work/web.qcow2" --format qcow2 --verify
-check 'qemu-img finds the qcow2 sound' qemu-img check -q -f qcow2 "$work/web.qcow2"
+run volmux volume export web web.qcow2 --format qcow2 --verify
+check 'qemu-img finds the qcow2 sound' qemu-img check -q -f qcow2 web.qcow2
 
 step '11. Thin volumes take no space; mistakes are refused with a reason'
 run volmux volume create big 100GiB
@@ -161,11 +194,11 @@ refused 11 volmux volume info nobody
 
 step '12. Delete the parents first: what came from them does not mind'
 run volmux volume delete web web-monday big
-check 'the clone still reads' has_file rescue /README.md README.md
+check 'the clone still reads' has_file rescue /README.md files/README.md
 run volmux volume delete rescue spare
 run volmux pool audit
 check 'the pool is empty' [ -z "$(volmux volume list --json)" ]
-check 'no data is left in it' [ -z "$(find "$work/pool/data" "$work/pool/tmp" -type f)" ]
+check 'no data is left in it' [ -z "$(find pool/data pool/tmp -type f)" ]
 
 printf '\ndemo: %d checks passed in %d s; the pool was on %s\n' \
-    "$checks" "$SECONDS" "$(stat -f -c %T "$work")"
+    "$checks" "$SECONDS" "$(stat -f -c %T .)"

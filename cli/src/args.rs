@@ -182,6 +182,13 @@ pub enum VolumeCommand {
     Import(ImportArgs),
     /// Write a volume to an image file
     Export(ExportArgs),
+    /// End an attachment whose holder is gone for good; refused while its writer still runs
+    Detach {
+        /// The volume's name
+        name: String,
+        /// Who has it, as the error of a volume in use names it (attached_to)
+        holder: String,
+    },
     /// Take over something that exists in the pool's place and is not yet a volume
     Adopt {
         /// In the pool's own terms: a path below a directory pool's root

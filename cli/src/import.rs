@@ -3,8 +3,11 @@
 //! The volume is filled under another name and gets its own at the end, so a half image never has
 //! it, whatever happens.
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
 
+use rustix::fs::{FallocateFlags, fallocate};
 use sha2::{Digest, Sha256};
 use volmux::transfer::copy_device;
 use volmux::{
@@ -187,6 +190,16 @@ fn staging_name(name: &VolumeName) -> Result<VolumeName> {
     VolumeName::new(format!("{short}-{mark}{STAGING_SUFFIX}"))
 }
 
+/// Discards what was written: on a full file system even the detaching needs space.
+fn give_back(path: &Path, size: ByteSize) {
+    let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let file = File::options().write(true).open(path);
+    let given = file.and_then(|file| Ok(fallocate(&file, how, 0, size.bytes())?));
+    if let Err(error) = given {
+        tracing::info!(%error, "the space of a failed import was not given back at once");
+    }
+}
+
 /// One import.
 struct Import<'a> {
     app: &'a App,
@@ -254,6 +267,24 @@ impl Import<'_> {
         Ok(Some(found))
     }
 
+    async fn convert(
+        &self,
+        qemu: &QemuImg,
+        source: (OsString, Format),
+        target: OsString,
+        size: ByteSize,
+    ) -> Result<()> {
+        let (to, control) = (target.clone(), self.control);
+        qemu.convert_into(source.clone(), to, control, size).await?;
+        if self.args.verify {
+            self.bar.step("verify");
+            if !qemu.same_content(source, target, control, size).await? {
+                return check_same(OP, "differs", "differs from the image");
+            }
+        }
+        Ok(())
+    }
+
     async fn fill_by_qemu(&self, size: ByteSize) -> Result<Option<String>> {
         let qemu = QemuImg::find(self.app.cancel.clone())?;
         let format = self.args.format;
@@ -261,20 +292,11 @@ impl Import<'_> {
         let how = (Access::ReadWrite, "import");
         with_attached(self.pool, self.staging, how, async |path, block| {
             let target = qemu_img::node(path, Format::Raw, block)?;
-            let source = (image.clone(), format);
-            qemu.convert_into(source, target.clone(), self.control, size)
-                .await?;
-            if self.args.verify {
-                self.bar.step("verify");
-                let source = (image.clone(), format);
-                if !qemu
-                    .same_content(source, target, self.control, size)
-                    .await?
-                {
-                    return check_same(OP, "differs", "differs from the image");
-                }
+            let filled = self.convert(&qemu, (image, format), target, size).await;
+            if filled.is_err() {
+                give_back(path, size);
             }
-            Ok(())
+            filled
         })
         .await?;
         if !self.args.verify {

@@ -397,7 +397,21 @@ fn failure(op: &'static str, done: &Finished) -> Error {
 mod tests {
     use std::os::unix::process::ExitStatusExt;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_output_makes_it_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80),
+            text in "[(0-9./%)]{0,40}",
+        ) {
+            let _ = last_progress(&bytes);
+            let percent = last_progress(text.as_bytes()).unwrap_or(0.0);
+            prop_assert!((0.0..=100.0).contains(&percent));
+        }
+    }
 
     #[test]
     fn names_are_never_protocols() {

@@ -108,7 +108,17 @@ pub async fn delete(pool: &dyn Pool, name: &VolumeName) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic_or_looks_like_a_dead_process(text in "\\PC{0,80}") {
+            let _ = start_time_in(&text);
+            prop_assert!(!is_dead(&text));
+        }
+    }
 
     #[test]
     fn a_program_name_with_parentheses_does_not_confuse() {

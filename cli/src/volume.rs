@@ -48,6 +48,7 @@ pub async fn run(app: &App, command: VolumeCommand) -> Result<u8> {
         }
         C::Import(args) => import::run(app, &args).await,
         C::Export(args) => export::run(app, &args).await,
+        C::Detach { name, holder } => destroy::detach(app, &name, &holder).await,
         C::Adopt { what, name } => adopt(app, &what, &name).await,
     }
 }

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Place, normal};
 use serde_json::{Value, json};
+use volmux::{Access, AttachOptions, Holder, Sharing, VolumeName};
 
 const MIB: u64 = 1 << 20;
 
@@ -299,6 +300,39 @@ fn adopt_takes_a_file_over() {
     place
         .json(&["volume", "adopt", "nix.raw", "x"])
         .error(11, "NotFound");
+}
+
+/// Attaches `name` for writing, as a program on another host would.
+fn attach(place: &Place, name: &str, holder: &str) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let attached = runtime.block_on(async {
+        let pool = volmux::registry().open(&place.url()).await?;
+        let options = AttachOptions {
+            holder: Holder::new(holder)?,
+            access: Access::ReadWrite,
+            sharing: Sharing::Exclusive,
+        };
+        pool.attach_volume(&VolumeName::new(name)?, options).await
+    });
+    attached.expect("attach");
+}
+
+#[test]
+fn detach_frees_a_volume_whose_holder_is_gone() {
+    let place = Place::new();
+    place.run(&["volume", "create", "web", "1MiB"]).ok();
+    attach(&place, "web", "host-9");
+    let busy = place.json(&["volume", "delete", "web"]).error(17, "Busy");
+    assert_eq!(busy["context"]["attached_to"], "host-9");
+    let done = place.json(&["volume", "detach", "web", "host-9"]).json();
+    assert_eq!(done["name"], "web");
+    assert_eq!(done["holder"], "host-9");
+    let again = place.run(&["volume", "detach", "web", "host-9"]);
+    assert_eq!(again.ok(), "web is not attached to host-9\n");
+    place
+        .json(&["volume", "detach", "web", ""])
+        .error(14, "InvalidInput");
+    place.run(&["volume", "delete", "web"]).ok();
 }
 
 #[test]

@@ -138,3 +138,28 @@ fn verbose_tells_on_stderr_only() {
     done.json();
     assert!(done.stderr.contains("create_volume"), "{done:?}");
 }
+
+#[test]
+fn the_docs_have_every_exit_code_and_schema() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).expect(path);
+    let (cli, json) = (read("../docs/cli.md"), read("../docs/json.md"));
+    for kind in volmux::ErrorKind::ALL {
+        let row = format!("| {} | {}", 10 + kind.code(), kind.name());
+        assert!(cli.contains(&row), "{row}");
+    }
+    let mut schemas = 0;
+    for dir in ["src", "src/output"] {
+        for entry in fs::read_dir(root.join(dir)).expect(dir).flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            for schema in text
+                .split('"')
+                .filter(|t| t.starts_with("volmux.") && t.ends_with(".v1"))
+            {
+                schemas += 1;
+                assert!(json.contains(schema), "{schema}");
+            }
+        }
+    }
+    assert!(schemas >= 12, "{schemas}");
+}

@@ -8,22 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
-use common::{Place, qemu_img};
+use common::{Place, qemu_img, sha256_of, text};
 use serde_json::Value;
 
 const SIZE: u64 = 32 << 20;
-
-fn sha256_of(path: &str) -> String {
-    let output = Command::new("sha256sum")
-        .arg(path)
-        .output()
-        .expect("sha256sum");
-    String::from_utf8(output.stdout).expect("UTF-8")[..64].to_owned()
-}
-
-fn text(path: &std::path::Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
 
 #[test]
 fn every_format_goes_round() {
@@ -460,79 +448,4 @@ fn an_import_that_does_not_fit_is_refused_before_it_begins() {
     let error = place.json(&import).error(16, "NoSpace");
     assert_eq!(error["op"], "import_volume");
     assert_eq!(place.names(), Vec::<String>::new());
-}
-
-/// A loop device on `file`; detached when dropped.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn new(file: &str) -> Self {
-        let output = Command::new("/sbin/losetup")
-            .args(["--find", "--show", file])
-            .output();
-        let output = output.expect("losetup");
-        assert!(output.status.success(), "{output:?}");
-        LoopDevice(
-            String::from_utf8(output.stdout)
-                .expect("UTF-8")
-                .trim()
-                .to_owned(),
-        )
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("/sbin/losetup")
-            .args(["--detach", &self.0])
-            .status();
-    }
-}
-
-#[test]
-fn block_devices_are_read_and_with_force_written() {
-    let place = Place::new();
-    let raw = place.image("image", SIZE);
-    place
-        .run(&["volume", "import", text(&raw), "web", "-f", "raw"])
-        .ok();
-    let disk = place.text("disk");
-    fs::write(&disk, vec![0xee; (SIZE + (1 << 20)) as usize]).expect("disk");
-    let device = LoopDevice::new(&disk);
-    let export = |name: &str, more: &[&str]| {
-        place.json(&[&["volume", "export", name, &device.0, "--verify"], more].concat())
-    };
-    export("web", &["-f", "raw"]).error(14, "InvalidInput");
-    export("web", &["-f", "qcow2", "--force"]).error(14, "InvalidInput");
-    place.run(&["volume", "create", "large", "1GiB"]).ok();
-    export("large", &["-f", "raw", "--force"]).error(16, "NoSpace");
-    let before = sha256_of(&disk);
-    assert_eq!(
-        export("web", &["-f", "raw", "--force"]).json()["sha256"],
-        sha256_of(text(&raw)).as_str()
-    );
-    assert_ne!(sha256_of(&disk), before);
-    let imported = place
-        .json(&["volume", "import", &device.0, "back", "-f", "raw"])
-        .json();
-    assert_eq!(imported["image_size"], SIZE + (1 << 20));
-    place
-        .run(&["volume", "export", "back", "back", "-f", "raw"])
-        .ok();
-    let back = fs::read(place.path("back")).expect("back");
-    assert!(back[..SIZE as usize] == fs::read(&raw).expect("raw"));
-    assert!(
-        back[SIZE as usize..].iter().all(|&b| b == 0xee),
-        "past the volume nothing is written"
-    );
-    // An image on the device, as on a logical volume.
-    let qcow2 = place.text("small.qcow2");
-    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", text(&raw), &qcow2]);
-    let image = fs::read(&qcow2).expect("qcow2");
-    fs::write(&device.0, image).expect("device");
-    place
-        .run(&[
-            "volume", "import", &device.0, "inner", "-f", "qcow2", "--verify",
-        ])
-        .ok();
 }

@@ -32,7 +32,28 @@ impl LoopFs {
     /// # Panics
     /// If it can't be made; the message says what is missing.
     pub fn ext4(bytes: u64) -> LoopFs {
-        LoopFs::new("ext4", bytes, &["-q", "-F", "-m", "0", "-E", "nodiscard"])
+        LoopFs::new(&std::env::temp_dir(), "ext4", bytes, EXT4_ARGS)
+    }
+
+    /// ext4 on a disk of `bytes` that loses writes once `really` bytes of it are written, as a thin
+    /// disk does whose pool has run full.
+    ///
+    /// # Panics
+    /// As [`ext4`](Self::ext4).
+    pub fn ext4_on_a_failing_disk(bytes: u64, really: u64) -> LoopFs {
+        enter_private_namespace();
+        let below = unused_path("disk");
+        std::fs::create_dir(&below).expect("a directory on a new tmpfs");
+        let options = std::ffi::CString::new(format!("size={really}")).expect("no NUL");
+        rustix::mount::mount(
+            "tmpfs",
+            &below,
+            "tmpfs",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .expect("mount a small tmpfs");
+        LoopFs::new(&below, "ext4", bytes, EXT4_ARGS)
     }
 
     /// XFS with reflinks; at least 300 MiB.
@@ -40,7 +61,12 @@ impl LoopFs {
     /// # Panics
     /// As [`ext4`](Self::ext4).
     pub fn xfs(bytes: u64) -> LoopFs {
-        LoopFs::new("xfs", bytes, &["-q", "-K", "-m", "reflink=1"])
+        LoopFs::new(
+            &std::env::temp_dir(),
+            "xfs",
+            bytes,
+            &["-q", "-K", "-m", "reflink=1"],
+        )
     }
 
     /// btrfs; at least 128 MiB.
@@ -48,14 +74,13 @@ impl LoopFs {
     /// # Panics
     /// As [`ext4`](Self::ext4).
     pub fn btrfs(bytes: u64) -> LoopFs {
-        LoopFs::new("btrfs", bytes, &["-q", "-K"])
+        LoopFs::new(&std::env::temp_dir(), "btrfs", bytes, &["-q", "-K"])
     }
 
-    fn new(kind: &str, bytes: u64, mkfs_args: &[&str]) -> LoopFs {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+    fn new(image_dir: &Path, kind: &str, bytes: u64, mkfs_args: &[&str]) -> LoopFs {
         let image = tempfile::Builder::new()
             .prefix("volmux-scratch-")
-            .tempfile()
+            .tempfile_in(image_dir)
             .expect("a temporary file");
         image.as_file().set_len(bytes).expect("a sparse file");
         let mkfs = format!("/usr/sbin/mkfs.{kind}");
@@ -65,8 +90,7 @@ impl LoopFs {
             image.path(),
         );
         enter_private_namespace();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = PathBuf::from(format!("/mnt/{kind}-{}-{number}", std::process::id()));
+        let path = unused_path(kind);
         std::fs::create_dir(&path).expect("a directory on a new tmpfs");
         let args = ["-t", kind, "-o", "loop"].map(OsStr::new);
         run(
@@ -102,6 +126,15 @@ impl Drop for LoopFs {
         let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
         let _ = std::fs::remove_dir(&self.path);
     }
+}
+
+const EXT4_ARGS: &[&str] = &["-q", "-F", "-m", "0", "-E", "nodiscard"];
+
+/// A path on the private tmpfs that nothing has yet.
+fn unused_path(kind: &str) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    PathBuf::from(format!("/mnt/{kind}-{}-{number}", std::process::id()))
 }
 
 /// Gives the calling thread mounts of its own, with an empty /mnt.

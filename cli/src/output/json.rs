@@ -164,6 +164,14 @@ impl<'a> AuditDoc<'a> {
     }
 }
 
+/// An attachment that is no more.
+#[derive(Serialize)]
+pub struct DetachDoc<'a> {
+    pub schema: &'static str,
+    pub name: &'a str,
+    pub holder: &'a str,
+}
+
 /// One volume that was deleted, or was not there.
 #[derive(Serialize)]
 pub struct DeleteDoc<'a> {

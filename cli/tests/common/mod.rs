@@ -227,3 +227,15 @@ fn walk(dir: &Path, state: &mut BTreeMap<PathBuf, String>) {
         state.insert(path, state_of);
     }
 }
+
+pub fn sha256_of(path: &str) -> String {
+    let output = Command::new("sha256sum")
+        .arg(path)
+        .output()
+        .expect("sha256sum");
+    String::from_utf8(output.stdout).expect("UTF-8")[..64].to_owned()
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}

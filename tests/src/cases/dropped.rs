@@ -167,7 +167,7 @@ pub(crate) async fn c10_dropped_renames_converge(ctx: &Ctx<'_>) {
             // The dropped call has done it; that is documented.
             Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}"),
         }
-        assert_eq!(ctx.names().await, [to.clone()]);
+        assert_eq!(ctx.names().await, std::slice::from_ref(&to));
         assert_eq!(ctx.volume(&to).await.id, id);
         assert_same(&ctx.read(&to).await, &data, &to);
     }
