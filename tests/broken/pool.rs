@@ -1,4 +1,5 @@
-//! A pool that is broken on purpose, over one that is not.
+//! A pool that is broken on purpose, over one that is not. One implementation of one trait, hence a
+//! long file.
 
 use std::collections::HashSet;
 use std::fmt;
