@@ -175,7 +175,7 @@ fn a_directory_that_may_not_be_read_is_refused() {
     let fs = LoopFs::ext4(64 << 20);
     let root = fs.path().join("pool");
     std::fs::create_dir(&root).expect("a directory");
-    std::fs::set_permissions(&root, PermissionsExt::from_mode(0)).expect("mode");
+    std::fs::set_permissions(&root, PermissionsExt::from_mode(0o000)).expect("mode");
     let printed = as_other_user(&fs, &root);
     assert_eq!(printed.len(), 1, "{printed:?}");
     assert!(

@@ -224,6 +224,10 @@ const FLAWS: &[(&str, Flaw)] = &[
         "c09_a_writer_excludes_attachments",
         Flaw::AttachIgnoresWriters,
     ),
+    (
+        "c09_read_only_attachments_go_with_a_writer",
+        Flaw::AttachIsForgotten,
+    ),
     ("c09_attachments_can_be_shared", Flaw::SharedIsExclusive),
     (
         "c09_taking_over_fences_the_old_writer",

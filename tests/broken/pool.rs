@@ -1,4 +1,5 @@
-//! A pool that is broken on purpose, over one that is not.
+//! A pool that is broken on purpose, over one that is not. One implementation of one trait, hence a
+//! long file.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -299,11 +300,11 @@ impl Pool for Broken {
             (Ok(_), _) if self.flaw() == Flaw::ResizeLosesData => {
                 self.spoil(name, 0, junk()).await;
             }
-            (Ok(volume), _) if self.flaw() == Flaw::GrowthShowsJunk => {
-                if volume.virtual_size > size {
-                    let end = volume.virtual_size.bytes();
-                    self.spoil(name, end - 512, junk()).await;
-                }
+            (Ok(volume), _)
+                if self.flaw() == Flaw::GrowthShowsJunk && volume.virtual_size > size =>
+            {
+                let end = volume.virtual_size.bytes();
+                self.spoil(name, end - 512, junk()).await;
             }
             _ => {}
         }
@@ -536,14 +537,13 @@ impl Pool for Broken {
         let key = (name.clone(), options.holder.to_string());
         let holder = options.holder.clone();
         let before = lock(&self.state.attached).get(&key).cloned();
+        let snapshot = self.find(name).await.is_some_and(|v| v.is_snapshot());
         match (self.flaw(), before) {
             (Flaw::AttachOnlyOnce, Some(_)) => return self.busy("attach_volume", name),
             (Flaw::AttachIgnoresOptions, Some(before)) => return Ok(before),
             (Flaw::SharedIsExclusive, _) => options.sharing = Sharing::Exclusive,
-            (Flaw::SnapshotAttachesForWriting, _) => {
-                if self.find(name).await.is_some_and(|v| v.is_snapshot()) {
-                    options.access = Access::ReadOnly;
-                }
+            (Flaw::SnapshotAttachesForWriting, _) if snapshot => {
+                options.access = Access::ReadOnly;
             }
             (Flaw::AttachIgnoresWriters, _) if self.state.in_use(name) => {
                 let volume = self.inner.volume(name).await?;

@@ -80,4 +80,8 @@ impl Fixture for BrokenFixture {
     async fn place_foreign(&self, data: &[u8]) -> String {
         self.inner.place_foreign(data).await
     }
+
+    async fn settle(&self) {
+        self.inner.settle().await;
+    }
 }

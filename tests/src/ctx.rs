@@ -273,9 +273,10 @@ impl<'a> Ctx<'a> {
         );
     }
 
-    /// Waits until `done`: space that was freed may come back in the background.
+    /// Waits until `done`: what is taken and what is freed may show in the usage only later.
     pub(crate) async fn eventually(&self, what: &str, mut done: impl AsyncFnMut() -> bool) {
-        for _ in 0..1000 {
+        for _ in 0..500 {
+            self.fixture.settle().await;
             if done().await {
                 return;
             }

@@ -42,6 +42,9 @@ pub trait Fixture: Send + Sync {
     /// Puts a raw image of `data` into the pool's place, as somebody other than volmux would, and
     /// returns how `adopt_volume` is told of it. Any text where nothing can be adopted.
     async fn place_foreign(&self, data: &[u8]) -> String;
+
+    /// Makes the store do now what it does in the background, such as giving freed space back.
+    async fn settle(&self);
 }
 
 /// Pools of the reference backend.
@@ -81,6 +84,8 @@ impl Fixture for MemoryFixture {
     async fn place_foreign(&self, _data: &[u8]) -> String {
         "foreign".into()
     }
+
+    async fn settle(&self) {}
 }
 
 /// Directory pools, each in its own directory of a file system.
@@ -153,5 +158,9 @@ impl Fixture for DirFixture {
         let path: &Path = &self.config.path;
         std::fs::write(path.join(&name), data).expect("a foreign file");
         name
+    }
+    async fn settle(&self) {
+        let root = std::fs::File::open(&self.config.path).expect("the pool's root");
+        rustix::fs::syncfs(root).expect("syncfs");
     }
 }

@@ -170,6 +170,7 @@ macro_rules! __volmux_cases {
                 c09_a_volume_in_use_cannot_be_shrunk [shrink]
                 c09_attached_excludes_writers [snapshot revert attach shrink]
                 c09_a_writer_excludes_attachments [attach]
+                c09_read_only_attachments_go_with_a_writer [attach]
                 c09_attachments_can_be_shared [attach]
                 c09_taking_over_fences_the_old_writer [fencing discard]
                 c09_taking_over_without_fencing_is_refused [];

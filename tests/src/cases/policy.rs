@@ -65,6 +65,15 @@ async fn wait_for_room(ctx: &Ctx<'_>) {
     .await;
 }
 
+/// Waits until what was written counts.
+async fn wait_for_pressure(ctx: &Ctx<'_>) {
+    ctx.eventually("past the refuse mark", async || {
+        let now = usage(ctx).await;
+        ctx.pool().policy().pressure(&now) == Pressure::Refuse
+    })
+    .await;
+}
+
 /// Asserts that everything that takes space is refused, and what frees it is not.
 async fn assert_refuses(ctx: &Ctx<'_>) {
     let before = ctx.state().await;
@@ -151,8 +160,7 @@ pub(crate) async fn policy_refuse_mark_is_kept(ctx: &Ctx<'_>) {
     ctx.create("warned", MIB).await;
     // Writes are never refused, even past the mark.
     ctx.write("a", 0, pattern(1, 32 * MIB as usize)).await;
-    let now = usage(ctx).await;
-    assert_eq!(ctx.pool().policy().pressure(&now), Pressure::Refuse);
+    wait_for_pressure(ctx).await;
     assert_refuses(ctx).await;
     ctx.delete("spare").await;
     let device = ctx.writer("a").await;
@@ -181,6 +189,7 @@ pub(crate) async fn policy_refuses_a_revert_too(ctx: &Ctx<'_>) {
     let made = ctx.pool().create_volume(&n("thick"), options).await;
     made.expect("a thick volume below the mark");
     ctx.write("a", 0, pattern(1, 32 * MIB as usize)).await;
+    wait_for_pressure(ctx).await;
     let before = ctx.state().await;
     let result = ctx
         .pool()

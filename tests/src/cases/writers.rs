@@ -215,6 +215,33 @@ pub(crate) async fn c09_a_writer_excludes_attachments(ctx: &Ctx<'_>) {
     detach(ctx, "a", "host-1").await;
 }
 
+pub(crate) async fn c09_read_only_attachments_go_with_a_writer(ctx: &Ctx<'_>) {
+    ctx.filled("a", MIB, 1).await;
+    let writer = ctx.writer("a").await;
+    let reading = |host| AttachOptions {
+        access: Access::ReadOnly,
+        ..exclusive(host)
+    };
+    for host in ["host-1", "host-2"] {
+        let attached = ctx.pool().attach_volume(&n("a"), reading(host)).await;
+        assert_eq!(attached.expect("beside a writer").access, Access::ReadOnly);
+    }
+    writer
+        .write_at(0, pattern(2, 512))
+        .await
+        .expect("the writer goes on");
+    drop(writer);
+    drop(ctx.writer("a").await);
+    for host in ["host-1", "host-2"] {
+        let before = ctx.state().await;
+        let result = ctx.pool().delete_volume(&n("a")).await;
+        ctx.refused(result, ErrorKind::Busy, "delete_volume", "a", &before)
+            .await;
+        detach(ctx, "a", host).await;
+    }
+    ctx.delete("a").await;
+}
+
 pub(crate) async fn c09_attachments_can_be_shared(ctx: &Ctx<'_>) {
     ctx.filled("a", MIB, 1).await;
     let shared = |host| AttachOptions {
