@@ -148,21 +148,18 @@ impl Inner {
         let data = pool.stage_data().map_err(failed)?;
         if shares {
             sys::clone_file(file, data.file()).map_err(|e| self.reflink_error(op, e))?;
+        } else if quiet.writer.is_some() || inuse::lock_against_writers(file).map_err(failed)? {
+            self.copy_data(op, file, data.file(), size, stop)?;
         } else if self.reflink {
-            // A moment's image first, so that the copy may take its time beside a writer.
+            // Somebody writes: a moment's image first, and the copy from that.
             let moment = pool.stage_data().map_err(failed)?;
             sys::clone_file(file, moment.file()).map_err(|e| self.reflink_error(op, e))?;
             self.copy_data(op, moment.file(), data.file(), size, stop)?;
         } else {
-            let still =
-                quiet.writer.is_some() || inuse::lock_against_writers(file).map_err(failed)?;
-            if !still {
-                return Err(self.busy(op, file).help(
-                    "this file system has no reflinks, so a volume that another process writes \
-                     can't be copied at one moment: stop that writer, or use XFS or btrfs",
-                ));
-            }
-            self.copy_data(op, file, data.file(), size, stop)?;
+            return Err(self.busy(op, file).help(
+                "this file system has no reflinks, so a volume that another process writes can't \
+                 be copied at one moment: stop that writer, or use XFS or btrfs",
+            ));
         }
         data.file().set_len(size.bytes()).map_err(failed)?;
         Ok(data)

@@ -26,8 +26,17 @@ fn byte(base: u64, permission: u64) -> ByteRange {
     ByteRange::new(base + permission, 1)
 }
 
-/// What of the others stands against it.
+/// Announces what one uses and keeps from others; `Ok(false)`, with nothing announced any more, if
+/// that does not go together with what others have announced.
 fn announce(file: &File, uses: &[u64], keeps: &[u64]) -> io::Result<bool> {
+    let announced = try_announce(file, uses, keeps);
+    if !matches!(announced, Ok(true)) {
+        sys::unlock(file, ALL)?;
+    }
+    announced
+}
+
+fn try_announce(file: &File, uses: &[u64], keeps: &[u64]) -> io::Result<bool> {
     let bytes = uses
         .iter()
         .map(|&p| byte(USES, p))

@@ -96,7 +96,8 @@ pub fn file_error(op: &'static str, path: impl AsRef<Path>, error: impl Into<io:
     }
 }
 
-fn record_file(name: &VolumeName) -> String {
+/// `NAME.json`.
+pub fn record_file(name: &VolumeName) -> String {
     format!("{name}.json")
 }
 

@@ -10,6 +10,7 @@ mod device;
 mod duplicate;
 mod extents;
 mod inuse;
+mod known;
 mod layout;
 mod lifecycle;
 mod list;

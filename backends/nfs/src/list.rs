@@ -2,14 +2,17 @@
 
 use std::ffi::CStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::stream::{self, Stream, StreamExt};
 use rustix::fs::{AtFlags, Dir, OFlags};
 use volmux_core::{ByteSize, Control, Error, ErrorKind, Result, Volume, VolumeName};
 
+use crate::known::Stamp;
 use crate::layout::{PoolDirs, data_file, file_error, open_beneath};
 use crate::pool::Inner;
 use crate::queue::run;
+use crate::record::VolumeRecord;
 
 const OP: &str = "list_volumes";
 /// Volumes looked at in one go: enough to make the hand-over between threads cheap.
@@ -103,18 +106,20 @@ impl Inner {
         let Ok(pool) = self.pool(OP) else {
             return Vec::new();
         };
-        names
-            .into_iter()
-            .filter_map(|name| self.list_one(pool, name).transpose())
-            .collect()
+        let records = self.records(OP, pool, names);
+        let one = |(name, record)| self.list_one(pool, name, record).transpose();
+        records.into_iter().filter_map(one).collect()
     }
 
     /// One volume; `None` if it was deleted meanwhile.
-    fn list_one(&self, pool: &PoolDirs, name: VolumeName) -> Result<Option<Volume>> {
+    fn list_one(
+        &self,
+        pool: &PoolDirs,
+        name: VolumeName,
+        record: Result<Arc<VolumeRecord>>,
+    ) -> Result<Option<Volume>> {
+        let mut record = record?;
         loop {
-            let Some(record) = self.find(OP, &name)? else {
-                return Ok(None);
-            };
             let file = data_file(record.data);
             match rustix::fs::statat(&pool.data, &file, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
@@ -123,16 +128,17 @@ impl Inner {
                 }
                 Err(rustix::io::Errno::NOENT) => {
                     // A revert or a delete may have come in between.
-                    if self
-                        .find(OP, &name)?
-                        .is_some_and(|now| now.data == record.data)
-                    {
+                    let Some(now) = self.find(OP, &name)? else {
+                        return Ok(None);
+                    };
+                    if now.data == record.data {
                         return Err(Error::new(ErrorKind::Corrupt, OP)
                             .with("volume", name)
                             .with("path", self.layout.full("data").join(file).display())
                             .reason("the volume's data file is missing")
                             .help("restore it from a backup, or delete the volume"));
                     }
+                    record = Arc::new(now);
                 }
                 Err(errno) => {
                     return Err(file_error(OP, self.layout.full("data").join(file), errno)
@@ -142,17 +148,49 @@ impl Inner {
         }
     }
 
+    /// The records of `names`, without those that are gone; from memory where the file is still the
+    /// one that was read before.
+    fn records(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        names: Vec<VolumeName>,
+    ) -> Vec<(VolumeName, Result<Arc<VolumeRecord>>)> {
+        let now = SystemTime::now();
+        let stamps: Vec<Option<Stamp>> = names.iter().map(|name| pool.stamp(name)).collect();
+        let known = self.known_records.get(&names, &stamps);
+        let mut read = Vec::new();
+        let mut records = Vec::with_capacity(names.len());
+        for ((name, stamp), known) in names.into_iter().zip(stamps).zip(known) {
+            let record = match known {
+                Some(record) => Ok(record),
+                None => match self.find(op, &name) {
+                    Ok(None) => continue,
+                    Ok(Some(record)) => {
+                        let record = Arc::new(record);
+                        if let Some(stamp) = stamp.filter(|stamp| stamp.is_settled(now)) {
+                            read.push((name.clone(), stamp, record.clone()));
+                        }
+                        Ok(record)
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            records.push((name, record));
+        }
+        self.known_records.put(read);
+        records
+    }
+
     /// The sum of all virtual sizes. Volumes whose record can't be read count as nothing.
     pub fn provisioned(&self, op: &'static str, pool: &PoolDirs) -> Result<ByteSize> {
         let failed = |errno| file_error(op, self.layout.full("volumes"), errno);
-        let mut sum = 0u64;
+        let mut names = Vec::new();
         for entry in record_dir(pool).map_err(failed)? {
-            if let Some(name) = volume_of(entry.map_err(failed)?.file_name())
-                && let Ok(Some(record)) = pool.read(&name)
-            {
-                sum = sum.saturating_add(record.virtual_size.bytes());
-            }
+            names.extend(volume_of(entry.map_err(failed)?.file_name()));
         }
-        Ok(ByteSize::new(sum))
+        let records = self.records(op, pool, names).into_iter();
+        let sizes = records.filter_map(|(_, record)| Some(record.ok()?.virtual_size.bytes()));
+        Ok(ByteSize::new(sizes.fold(0, u64::saturating_add)))
     }
 }

@@ -18,6 +18,7 @@ use volmux_core::{
 use crate::DirConfig;
 use crate::device::{FileDevice, OpenVolumes};
 use crate::duplicate::Quiet;
+use crate::known::KnownRecords;
 use crate::layout::{Layout, NameLock, PoolDirs, file_error};
 use crate::queue::{Names, Stop, run};
 use crate::record::VolumeRecord;
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     pub reflink: bool,
     pub open_volumes: OpenVolumes,
     pub names: Names,
+    pub known_records: KnownRecords,
 }
 
 /// Backend of `dir:` URLs.
@@ -72,14 +74,14 @@ impl DirPool {
         run(OP, Control::new(), move |_| {
             let layout = Layout::open(&path, init, OP)?;
             let reflink = can_reflink(&layout);
-            let (open_volumes, names) = (OpenVolumes::default(), Names::default());
             let inner = Inner {
                 layout,
                 policy,
                 read_only,
                 reflink,
-                open_volumes,
-                names,
+                open_volumes: OpenVolumes::default(),
+                names: Names::default(),
+                known_records: KnownRecords::default(),
             };
             Ok(Arc::new(DirPool(Arc::new(inner))) as Arc<dyn Pool>)
         })

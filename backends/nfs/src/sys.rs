@@ -40,11 +40,21 @@ impl std::ops::Deref for Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        let mut flock = flock(Lock::Shared, ByteRange::new(0, 0));
-        flock.l_type = libc::F_UNLCK as libc::c_short;
-        // SAFETY: as in `try_lock`. Unlocking what is not locked does nothing, and should it fail,
-        // the close that follows unlocks as well.
-        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_OFD_SETLK, &raw const flock) };
+        // Length 0 is everything. Should it fail, the close that follows unlocks as well.
+        let _unlocked = unlock(&self.0, ByteRange::new(0, 0));
+    }
+}
+
+/// Gives up this open file description's locks in `range`.
+pub fn unlock(file: &File, range: ByteRange) -> io::Result<()> {
+    let mut flock = flock(Lock::Shared, range);
+    flock.l_type = libc::F_UNLCK as libc::c_short;
+    // SAFETY: as in `try_lock`.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const flock) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
