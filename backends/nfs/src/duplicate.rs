@@ -161,8 +161,14 @@ impl Inner {
                  be copied at one moment: stop that writer, or use XFS or btrfs",
             ));
         }
+        let length = data.file().metadata().map_err(failed)?.len();
+        if length < size.bytes() {
+            return Err(Error::new(ErrorKind::Busy, op)
+                .reason("the source was made smaller meanwhile")
+                .help("call again"));
+        }
         // Only after a resize that was cut short is the source's file longer than its volume.
-        if data.file().metadata().map_err(failed)?.len() != size.bytes() {
+        if length > size.bytes() {
             data.file().set_len(size.bytes()).map_err(failed)?;
         }
         Ok(data)

@@ -1,6 +1,9 @@
 //! Directory pools, `dir:///path`: volumes as raw sparse files, with snapshots and clones by reflink
 //! where the file system makes them (XFS, btrfs), and by sparse copies elsewhere.
 //!
+//! A thick volume's space is reserved for its own blocks. Overwriting one that it shares with a
+//! snapshot or a clone takes new space, on every file system that shares blocks.
+//!
 //! The files and how they come and go are described in `layout`; who uses a data file, in `inuse`.
 
 mod attach;

@@ -20,7 +20,7 @@ use crate::device::{FileDevice, OpenVolumes};
 use crate::duplicate::Quiet;
 use crate::known::KnownRecords;
 use crate::layout::{Layout, NameLock, PoolDirs, file_error};
-use crate::queue::{Names, Stop, run};
+use crate::queue::{Names, Stop, Turns, run};
 use crate::record::VolumeRecord;
 use crate::sys::Locked;
 use crate::{extents, inuse, sys};
@@ -97,15 +97,25 @@ impl DirPool {
         work: impl FnOnce(&Inner, &Stop) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let turns = self.0.names.turn(names).await;
+        self.run_in_turn(op, names.first().copied(), turns, control, work)
+            .await
+    }
+
+    async fn run_in_turn<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        name: Option<&VolumeName>,
+        turns: Turns,
+        control: &Control,
+        work: impl FnOnce(&Inner, &Stop) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let inner = self.0.clone();
         let result = run(op, control.clone(), move |stop| {
             let result = work(&inner, &stop);
             drop(turns);
             result
         });
-        result
-            .await
-            .map_err(|error| self.name_in(error, names.first().copied()))
+        result.await.map_err(|error| self.name_in(error, name))
     }
 
     /// Runs `work` that changes no record.
@@ -141,10 +151,12 @@ impl DirPool {
         name: &VolumeName,
         control: &Control,
     ) -> Result<Volume> {
+        // The turn first: to wait for it with the source's writers held back would stop a guest.
+        let turns = self.0.names.turn(&[name]).await;
         let quiet = self.quiet(op, source).await?;
-        let (source, name) = (source.clone(), name.clone());
-        self.run(op, &[&name.clone()], control, move |inner, stop| {
-            inner.duplicate(op, kind, &source, &name, &quiet, stop)
+        let (source, made) = (source.clone(), name.clone());
+        self.run_in_turn(op, Some(name), turns, control, move |inner, stop| {
+            inner.duplicate(op, kind, &source, &made, &quiet, stop)
         })
         .await
     }

@@ -11,6 +11,8 @@ use tokio::sync::OwnedMutexGuard;
 use volmux_core::{Control, Error, ErrorKind, Result, VolumeName};
 
 type NameMutex = Arc<tokio::sync::Mutex<()>>;
+/// One's turn on some names, until it is dropped.
+pub type Turns = Vec<OwnedMutexGuard<()>>;
 
 /// One waiting line a name.
 #[derive(Debug, Default)]
@@ -18,7 +20,7 @@ pub struct Names(Mutex<HashMap<VolumeName, NameMutex>>);
 
 impl Names {
     /// Waits for one's turn on each of `names`.
-    pub async fn turn(&self, names: &[&VolumeName]) -> Vec<OwnedMutexGuard<()>> {
+    pub async fn turn(&self, names: &[&VolumeName]) -> Turns {
         // In one order everywhere, so that two operations never wait for each other.
         let mut names = names.to_vec();
         names.sort_unstable();
