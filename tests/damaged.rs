@@ -214,7 +214,7 @@ fn a_volume_record_with_impossible_content_is_refused() {
         let good = json_of(&std::fs::read(scene.record()).expect("a record"));
         let size = format!("\"virtual_size\":{MIB}");
         assert!(good.contains(&size), "{good}");
-        for size_instead in ["18446744073709551615", "-1", "1e30", "\"1\""] {
+        for size_instead in ["0", "511", "18446744073709551615", "-1", "1e30", "\"1\""] {
             let json = good.replace(&size, &format!("\"virtual_size\":{size_instead}"));
             std::fs::write(scene.record(), record_of(&json)).expect("damage");
             let what = format!("size {size_instead}");
@@ -330,7 +330,11 @@ async fn replaced(path: &Path, put: impl FnOnce(&Path), check: impl Future) {
     std::fs::rename(path, &aside).expect("move");
     put(path);
     check.await;
-    std::fs::remove_file(path).expect("remove");
+    if path.is_dir() && !path.is_symlink() {
+        std::fs::remove_dir(path).expect("remove");
+    } else {
+        std::fs::remove_file(path).expect("remove");
+    }
     std::fs::rename(&aside, path).expect("move back");
 }
 
@@ -356,6 +360,8 @@ fn what_is_no_regular_file_is_never_taken_for_one() {
                 symlink("../../outside/victim.raw", path).expect("a link");
             };
             replaced(&path, relative, aside_is_foreign("relative link")).await;
+            let dir = |path: &Path| std::fs::create_dir(path).expect("a directory");
+            replaced(&path, dir, aside_is_foreign("directory")).await;
             replaced(&path, make_fifo, aside_is_foreign("fifo")).await;
             scene.assert_b_works("replaced").await;
             scene.assert_outside_is_untouched("replaced");
