@@ -236,19 +236,7 @@ impl Side {
 
     async fn changed(&self, name: &VolumeName, since: &VolumeName) -> Outcome {
         let query = ExtentQuery::changed_since(since.clone());
-        let whole_blocks = match self.pool.find_volume(name).await {
-            Ok(Some(volume)) => volume.virtual_size.bytes() / 4096 * 4096,
-            _ => 0,
-        };
-        // Whether a difference past the end of the queried volume counts for the block that it
-        // ends in is left open.
-        let whole = ByteRange::new(0, whole_blocks);
-        let extents = async {
-            let extents = self.pool.extents(name, query).await?;
-            let extents = extents.collect_joined().await?.into_iter();
-            let within = extents.map(|extent| extent.intersect(&whole));
-            Ok(within.filter(|extent| !extent.is_empty()).collect())
-        };
+        let extents = async { self.pool.extents(name, query).await?.collect_joined().await };
         outcome(extents, Outcome::Extents).await
     }
 

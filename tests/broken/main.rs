@@ -381,6 +381,10 @@ const FLAWS: &[(&str, Flaw)] = &[
         Flaw::ChangedIsAllocated,
     ),
     (
+        "extents_changed_past_the_end_do_not_count",
+        Flaw::ChangedIsAllocated,
+    ),
+    (
         "extents_changed_since_what_is_missing_says_so",
         Flaw::ChangedSinceMissing,
     ),

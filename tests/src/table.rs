@@ -243,6 +243,7 @@ macro_rules! __volmux_cases {
                 extents_changed_ignore_rewritten_data [snapshot changed_extents]
                 extents_changed_of_a_clone_since_its_origin [snapshot clone changed_extents discard]
                 extents_changed_with_different_sizes_count_the_rest_as_zeros [snapshot changed_extents]
+                extents_changed_past_the_end_do_not_count [changed_extents]
                 extents_changed_since_what_is_missing_says_so [changed_extents];
             policy:
                 usage_moves_in_the_right_direction []

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
 use volmux_core::{
     AuditOptions, AuditReport, ByteSize, Error, Finding, FindingKind, Result, VolumeId, VolumeName,
 };
@@ -298,8 +299,11 @@ impl Inner {
             let repaired = repair && !doubtful;
             if repaired {
                 let dir = pool.dir(candidate.dir);
-                rustix::fs::unlinkat(dir, &candidate.name, AtFlags::empty())
-                    .map_err(|errno| failed(errno.into()))?;
+                match rustix::fs::unlinkat(dir, &candidate.name, AtFlags::empty()) {
+                    // Its maker noticed that it was too late, and removed it.
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(failed(errno.into())),
+                }
             }
             let detail = if doubtful {
                 "no record refers to it, but it is kept: a damaged record may be the one that does"
@@ -335,7 +339,7 @@ fn lock_candidate(dir: &OwnedFd, name: &str) -> io::Result<Option<(File, u64)>> 
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
     let metadata = file.metadata()?;

@@ -13,8 +13,8 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use volmux_core::{
-    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Provisioning, Result, VolumeId,
-    VolumeName, ZeroOptions,
+    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, OpenOptions, Provisioning,
+    Result, Sharing, VolumeId, VolumeName, ZeroOptions,
 };
 
 use crate::sys::Locked;
@@ -80,6 +80,7 @@ pub struct Open {
     file: Locked,
     access: Access,
     provisioning: Provisioning,
+    reflink: bool,
     shared: Arc<Shared>,
     /// Set when a flush failed. The kernel reports a lost write once and then forgets it
     /// (fsync(2)), so no later flush of this handle can be believed.
@@ -93,25 +94,25 @@ pub struct FileDevice {
 }
 
 impl FileDevice {
-    /// A device on `file`, which holds the locks for `access`.
+    /// A device on `file`, which holds the locks for `options`.
     pub fn new(
         name: VolumeName,
         file: Locked,
-        access: Access,
-        exclusive: bool,
+        options: OpenOptions,
         provisioning: Provisioning,
+        reflink: bool,
         shared: Arc<Shared>,
     ) -> Self {
-        let flush_failed = AtomicBool::new(false);
         let open = Arc::new(Open {
             name,
             file,
-            access,
+            access: options.access,
             provisioning,
+            reflink,
             shared,
-            flush_failed,
+            flush_failed: AtomicBool::new(false),
         });
-        if exclusive && access == Access::ReadWrite {
+        if (options.access, options.sharing) == (Access::ReadWrite, Sharing::Exclusive) {
             let mut writer = open
                 .shared
                 .exclusive_writer
@@ -279,6 +280,7 @@ impl BlockDevice for FileDevice {
             file.into(),
             range,
             self.size(),
+            self.open.reflink,
             self.open.name.clone(),
         ))
     }

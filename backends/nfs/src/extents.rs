@@ -23,6 +23,7 @@ type Sink = mpsc::Sender<Result<ByteRange>>;
 /// Runs `walk` on a thread that may block, as a stream.
 fn stream(
     op: &'static str,
+    grade: Grade,
     name: VolumeName,
     walk: impl FnOnce(&mut dyn FnMut(ByteRange) -> io::Result<()>) -> io::Result<()> + Send + 'static,
 ) -> ExtentStream {
@@ -42,7 +43,7 @@ fn stream(
     let stream = futures::stream::unfold(source, |mut source| async move {
         source.recv().await.map(|item| (item, source))
     });
-    ExtentStream::new(Grade::Exact, GRANULARITY, stream)
+    ExtentStream::new(grade, GRANULARITY, stream)
 }
 
 /// Joins extents that touch before they are sent.
@@ -85,9 +86,22 @@ fn to_blocks(extent: ByteRange, range: ByteRange) -> ByteRange {
 }
 
 /// The ranges of `file` that hold data, within `range`.
-pub fn allocated(file: Locked, range: ByteRange, size: u64, name: VolumeName) -> ExtentStream {
+pub fn allocated(
+    file: Locked,
+    range: ByteRange,
+    size: u64,
+    reflink: bool,
+    name: VolumeName,
+) -> ExtentStream {
+    // XFS keeps unwritten blocks in reserve beside those that it copied on write, and where such were
+    // read, counts the cached zeros as data.
+    let grade = if reflink {
+        Grade::Superset
+    } else {
+        Grade::Exact
+    };
     let range = range.intersect(&ByteRange::new(0, size));
-    stream("extents", name, move |found| {
+    stream("extents", grade, name, move |found| {
         let mut rest = range;
         while let Some(data) = sys::next_data(&file, rest)? {
             found(to_blocks(data, range))?;
@@ -109,7 +123,7 @@ pub struct Side {
 /// The ranges in which `volume` differs from `since`, within `range`.
 pub fn changed(volume: Side, since: Side, range: ByteRange, name: VolumeName) -> ExtentStream {
     let range = range.intersect(&ByteRange::new(0, volume.size));
-    stream("extents", name, move |found| {
+    stream("extents", Grade::Exact, name, move |found| {
         let mut compare = Comparison::new(&volume, &since, range);
         // `since` is normally a snapshot, whose blocks stay where they are while it exists: a block
         // that both maps show at one place is shared, however long ago either was read.

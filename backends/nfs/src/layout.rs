@@ -23,7 +23,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
 
-use crate::record::{self, FORMAT_VERSION, MAX_RECORD_BYTES, PoolRecord, Versioned, VolumeRecord};
+use crate::record::{self, FORMAT_VERSION, MAX_RECORD_BYTES, PoolRecord, Record, VolumeRecord};
 use crate::sys::{self, Lock, Locked};
 
 const POOL_FILE: &str = "pool.json";
@@ -83,6 +83,10 @@ pub fn file_error(op: &'static str, path: impl AsRef<Path>, error: impl Into<io:
         Some(libc::ELOOP) => Error::new(ErrorKind::Corrupt, op)
             .with("path", path)
             .reason("there is a symbolic link where the pool keeps a file of its own")
+            .help("find out who put it there; remove it or put the file back"),
+        Some(libc::EISDIR | libc::ENXIO | libc::ENOTDIR) => Error::new(ErrorKind::Corrupt, op)
+            .with("path", path)
+            .reason("where the pool keeps a file of its own there is something else")
             .help("find out who put it there; remove it or put the file back"),
         Some(libc::EROFS) => Error::from_io(op, error)
             .with("path", path)
@@ -284,7 +288,7 @@ pub enum ReadRecordError {
 }
 
 /// Reads a record; `None` if there is no such file.
-fn read_record<T: serde::de::DeserializeOwned + Versioned>(
+fn read_record<T: Record>(
     dir: &OwnedFd,
     name: &str,
 ) -> std::result::Result<Option<T>, ReadRecordError> {
@@ -360,11 +364,8 @@ impl PoolDirs {
 
     /// Makes a data file, empty and marked as in the making.
     pub fn stage_data(&self) -> io::Result<StagedData> {
-        let id = VolumeId::random();
-        Ok(StagedData {
-            id,
-            staged: Staged::create(&self.data, &data_file(id))?,
-        })
+        let (id, staged) = Staged::create(&self.data, ".raw")?;
+        Ok(StagedData { id, staged })
     }
 
     /// Writes `record` for a name that must be free. `AlreadyExists` otherwise.
@@ -524,29 +525,32 @@ impl StagedData {
 }
 
 impl Staged {
-    fn create(dir: &OwnedFd, name: &str) -> io::Result<Staged> {
+    fn create(dir: &OwnedFd, suffix: &str) -> io::Result<(VolumeId, Staged)> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
+            // Another name each time: an audit that took the last one for a leftover is about to
+            // remove it by its name.
+            let id = VolumeId::random();
+            let name = format!("{id}{suffix}");
             let mode = Mode::RUSR | Mode::WUSR;
-            let file = File::from(rustix::fs::openat(dir, name, flags, mode)?).into();
+            let file = File::from(rustix::fs::openat(dir, &name, flags, mode)?).into();
             let dir = dir.try_clone()?;
             let staged = Staged {
                 dir,
-                name: name.to_owned(),
+                name,
                 file,
                 remove: true,
             };
-            // An audit may have taken the new file for a leftover before it was locked.
             let locked = sys::try_lock(&staged.file, Lock::Exclusive, MAKING)?;
             if locked && rustix::fs::fstat(&*staged.file)?.st_nlink > 0 {
-                return Ok(staged);
+                return Ok((id, staged));
             }
         }
     }
 
     fn record<T: serde::Serialize>(dir: &OwnedFd, record: &T) -> io::Result<Staged> {
-        let staged = Staged::create(dir, &format!("{}.json", VolumeId::random()))?;
+        let (_, staged) = Staged::create(dir, ".json")?;
         (&*staged.file).write_all(&record::encode(record))?;
         staged.file.sync_all()?;
         Ok(staged)
@@ -569,6 +573,7 @@ impl Drop for Staged {
     fn drop(&mut self) {
         if self.remove
             && let Err(error) = rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty())
+            && error != Errno::NOENT
         {
             tracing::warn!(file = self.name, %error, "left behind, for an audit to remove");
         }

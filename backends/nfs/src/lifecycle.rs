@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, OFlags};
+use rustix::io::Errno;
 use volmux_core::{
     Access, ByteRange, ByteSize, CreateOptions, Error, ErrorKind, OpenOptions, Provisioning,
     ResizeOptions, Result, Sharing, SpaceRequest, Volume, VolumeName,
@@ -13,12 +14,9 @@ use volmux_core::{
 
 use crate::layout::{OWN_NAMES, PoolDirs, StagedData, file_error, open_beneath};
 use crate::pool::Inner;
-use crate::record::VolumeRecord;
+use crate::record::{SECTOR, VolumeRecord};
 use crate::sys::Locked;
 use crate::{extents, inuse, sys};
-
-/// Virtual sizes are multiples of a disk sector.
-const SECTOR: u64 = 512;
 
 /// A size as it will be made.
 fn checked_size(op: &'static str, size: ByteSize) -> Result<ByteSize> {
@@ -378,7 +376,7 @@ impl Inner {
         let flags = OFlags::RDWR | OFlags::NONBLOCK;
         let fd = match open_beneath(self.layout.root(), what, flags) {
             Ok(fd) => fd,
-            Err(rustix::io::Errno::LOOP | rustix::io::Errno::XDEV | rustix::io::Errno::ISDIR) => {
+            Err(Errno::LOOP | Errno::XDEV | Errno::ISDIR | Errno::NOTDIR | Errno::NXIO) => {
                 return wrong(
                     "only a regular file below the pool's root can be adopted",
                     "give its path relative to the root, without .. and symbolic links",

@@ -11,8 +11,8 @@ use volmux_core::{
     AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, ByteSize,
     Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
     ExtentQuery, ExtentStream, Holder, MetadataUsage, OpenOptions, OriginKind, Pool, PoolUrl,
-    Pressure, ResizeOptions, Result, RevertOptions, Sharing, SnapshotOptions, SpaceRequest,
-    Support, ThinPolicy, Usage, Volume, VolumeName,
+    Pressure, ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support,
+    ThinPolicy, Usage, Volume, VolumeName,
 };
 
 use crate::DirConfig;
@@ -553,10 +553,8 @@ impl Pool for DirPool {
             let size = record.virtual_size.bytes();
             let shared = inner.open_volumes.get_or_insert(record.id, size);
             shared.size.store(size, Ordering::Release);
-            let exclusive = options.sharing == Sharing::Exclusive;
-            let provisioning = record.provisioning;
-            let access = options.access;
-            let device = FileDevice::new(owned, file, access, exclusive, provisioning, shared);
+            let (provisioning, reflink) = (record.provisioning, inner.reflink);
+            let device = FileDevice::new(owned, file, options, provisioning, reflink, shared);
             Ok(Arc::new(device) as Arc<dyn BlockDevice>)
         })
         .await
@@ -579,7 +577,9 @@ impl Pool for DirPool {
                 .unwrap_or(volmux_core::ByteRange::new(0, volume.size));
             range.check_within(volume.size, OP)?;
             Ok(match query.kind {
-                ExtentKind::Allocated => extents::allocated(volume.file, range, volume.size, owned),
+                ExtentKind::Allocated => {
+                    extents::allocated(volume.file, range, volume.size, inner.reflink, owned)
+                }
                 ExtentKind::ChangedSince(since) => {
                     let since = side(&since)?;
                     extents::changed(volume, since, range, owned)

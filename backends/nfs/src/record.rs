@@ -25,6 +25,9 @@ pub enum RecordError {
     /// The checksum fits but the content does not.
     #[error("its content can't be understood: {0}")]
     Content(#[from] serde_json::Error),
+    /// What it says can't be.
+    #[error("it gives the volume {0} bytes, which is no size of a volume")]
+    Size(u64),
     /// Written by a newer volmux.
     #[error("it has format version {0}, and this volmux knows versions up to {FORMAT_VERSION}")]
     Version(u32),
@@ -114,7 +117,7 @@ pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 }
 
 /// Reads what [`encode`] wrote.
-pub fn decode<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T, RecordError> {
+pub fn decode<T: Record>(bytes: &[u8]) -> Result<T, RecordError> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -135,7 +138,7 @@ pub fn decode<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T, Record
     }
     // The version first: a newer one may have fields that this code does not know.
     match serde_json::from_slice::<T>(json) {
-        Ok(record) if record.version() == FORMAT_VERSION => Ok(record),
+        Ok(record) if record.version() == FORMAT_VERSION => record.check().map(|()| record),
         Ok(record) => Err(RecordError::Version(record.version())),
         Err(error) => match serde_json::from_slice(json) {
             Ok(Version { version }) if version > FORMAT_VERSION => {
@@ -146,21 +149,40 @@ pub fn decode<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T, Record
     }
 }
 
-/// A record with a format version.
-pub trait Versioned {
+/// Virtual sizes are multiples of a disk sector.
+pub const SECTOR: u64 = 512;
+
+/// A record that can be read from a file.
+pub trait Record: DeserializeOwned {
     /// The format version that it was written with.
     fn version(&self) -> u32;
+
+    /// Refuses what can be written down but can't be.
+    fn check(&self) -> Result<(), RecordError>;
 }
 
-impl Versioned for PoolRecord {
+impl Record for PoolRecord {
     fn version(&self) -> u32 {
         self.version
     }
+
+    fn check(&self) -> Result<(), RecordError> {
+        Ok(())
+    }
 }
 
-impl Versioned for VolumeRecord {
+impl Record for VolumeRecord {
     fn version(&self) -> u32 {
         self.version
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        match self.virtual_size.bytes() {
+            size if size > 0 && size.is_multiple_of(SECTOR) && i64::try_from(size).is_ok() => {
+                Ok(())
+            }
+            size => Err(RecordError::Size(size)),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
 use super::space::Space;
-use super::tree::{BLOCK, Blocks, Effects, Tree};
+use super::tree::{BLOCK, Blocks, Effects, Run, Tree};
 use super::volume::{Content, MemoryVolume};
 use crate::{
     Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Grade, Result, VolumeName,
@@ -134,13 +134,38 @@ impl BlockDevice for MemoryDevice {
     async fn extents(&self, range: ByteRange) -> Result<ExtentStream> {
         let content = self.volume.read();
         self.check(&content, range, "extents")?;
-        Ok(extents(content.tree.clone(), None, range))
+        Ok(extents(content.tree.clone(), None, range, content.size))
+    }
+}
+
+/// A block that the volume ends in may differ from that of a larger volume only past the end, which
+/// is no difference to this volume.
+fn drop_same_tail(runs: &mut Vec<Run>, tree: &Tree, other: &Tree, size: u64) {
+    let Some(last) = runs.last_mut().filter(|run| run.blocks.end * BLOCK > size) else {
+        return;
+    };
+    let start = size / BLOCK * BLOCK;
+    let tail = |tree: &Tree| {
+        let mut bytes = vec![0; (size - start) as usize];
+        tree.read(start, &mut bytes);
+        bytes
+    };
+    if tail(tree) == tail(other) {
+        last.blocks.end -= 1;
+        if last.blocks.first == last.blocks.end {
+            runs.pop();
+        }
     }
 }
 
 /// The allocated extents of `tree` within `range`, or those that differ from `other`, as they are
 /// at this moment.
-pub(super) fn extents(tree: Tree, other: Option<Tree>, range: ByteRange) -> ExtentStream {
+pub(super) fn extents(
+    tree: Tree,
+    other: Option<Tree>,
+    range: ByteRange,
+    size: u64,
+) -> ExtentStream {
     let first = range.offset / BLOCK;
     // An empty range within a block would otherwise yield that block cut to nothing.
     let end = if range.is_empty() {
@@ -149,9 +174,13 @@ pub(super) fn extents(tree: Tree, other: Option<Tree>, range: ByteRange) -> Exte
         range.end().div_ceil(BLOCK)
     };
     let batches = stream::unfold(Some(first), move |from| {
-        let scanned = from
-            .filter(|&from| from < end)
-            .map(|from| tree.scan(other.as_ref(), Blocks { first: from, end }));
+        let scanned = from.filter(|&from| from < end).map(|from| {
+            let (mut runs, next) = tree.scan(other.as_ref(), Blocks { first: from, end });
+            if let Some(other) = &other {
+                drop_same_tail(&mut runs, &tree, other, size);
+            }
+            (runs, next)
+        });
         async move {
             let (runs, next) = scanned?;
             // A comparison of much data gives way to others in between.

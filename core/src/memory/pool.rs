@@ -564,7 +564,12 @@ impl Pool for MemoryPool {
         range
             .check_within(content.size, op)
             .map_err(|error| error.with("pool", self).with("volume", name))?;
-        Ok(device::extents(content.tree.clone(), other, range))
+        Ok(device::extents(
+            content.tree.clone(),
+            other,
+            range,
+            content.size,
+        ))
     }
 
     async fn attach_volume(&self, name: &VolumeName, _: AttachOptions) -> Result<Attachment> {

@@ -348,6 +348,21 @@ pub(crate) async fn extents_changed_with_different_sizes_count_the_rest_as_zeros
     assert_extents(ctx, "a", since_small(), &expected, grade).await;
 }
 
+pub(crate) async fn extents_changed_past_the_end_do_not_count(ctx: &Ctx<'_>) {
+    let end = SIZE + 512;
+    ctx.create("small", end).await;
+    ctx.create("large", 2 * SIZE).await;
+    for name in ["small", "large"] {
+        ctx.write(name, 0, pattern(3, 512)).await;
+    }
+    ctx.write("large", end, pattern(1, 512)).await;
+    let query = || ExtentQuery::changed_since(n("large"));
+    assert_extents(ctx, "small", query(), &[], ctx.expect.changed).await;
+    ctx.write("small", end - 512, pattern(2, 512)).await;
+    let tail = ByteRange::from_to(SIZE, end);
+    assert_extents(ctx, "small", query(), &[tail], ctx.expect.changed).await;
+}
+
 pub(crate) async fn extents_changed_since_what_is_missing_says_so(ctx: &Ctx<'_>) {
     ctx.filled("a", MIB, 1).await;
     let before = ctx.state().await;
