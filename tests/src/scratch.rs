@@ -61,12 +61,25 @@ impl LoopFs {
     /// # Panics
     /// As [`ext4`](Self::ext4).
     pub fn xfs(bytes: u64) -> LoopFs {
-        LoopFs::new(
-            &std::env::temp_dir(),
-            "xfs",
-            bytes,
-            &["-q", "-K", "-m", "reflink=1"],
-        )
+        LoopFs::xfs_in(&std::env::temp_dir(), bytes)
+    }
+
+    /// XFS as [`xfs`](Self::xfs), with its image in `image_dir`: on the disk that this lies on.
+    ///
+    /// # Panics
+    /// As [`ext4`](Self::ext4).
+    pub fn xfs_in(image_dir: &Path, bytes: u64) -> LoopFs {
+        LoopFs::new(image_dir, "xfs", bytes, XFS_ARGS)
+    }
+
+    /// XFS as [`xfs`](Self::xfs), in memory: what a flush costs is then small, and the same for
+    /// everybody.
+    ///
+    /// # Panics
+    /// As [`ext4`](Self::ext4).
+    pub fn xfs_in_memory(bytes: u64) -> LoopFs {
+        enter_private_namespace();
+        LoopFs::xfs_in(Path::new("/mnt"), bytes)
     }
 
     /// btrfs; at least 128 MiB.
@@ -128,6 +141,7 @@ impl Drop for LoopFs {
     }
 }
 
+const XFS_ARGS: &[&str] = &["-q", "-K", "-m", "reflink=1"];
 const EXT4_ARGS: &[&str] = &["-q", "-F", "-m", "0", "-E", "nodiscard"];
 
 /// A path on the private tmpfs that nothing has yet.

@@ -20,9 +20,8 @@ use volmux::{
     Access, AttachOptions, AttachTarget, ByteSize, CloneOptions, Control, CopyOptions,
     CreateOptions, Holder, OpenOptions, Pool, Sharing, SnapshotOptions, Volume, VolumeName,
 };
-use volmux_bench::{
-    Result, Samples, Scratch, count, header, in_private_mounts, peak_rss_bytes, ratio, run,
-};
+use volmux_bench::{Result, Samples, count, header, peak_rss_bytes, ratio, run};
+use volmux_conformance::scratch::LoopFs;
 
 const MIB: u64 = 1 << 20;
 const LISTED: usize = 10_000;
@@ -36,14 +35,13 @@ fn main() -> Result<()> {
     {
         return list_and_tell_memory(Path::new(directory));
     }
-    in_private_mounts()?;
     header("directory pools on XFS with reflinks, on a loop device on memory")?;
     // `cargo bench … -- copy list` runs only those parts.
     let wanted = |part| {
         let mut named = arguments.iter().filter(|a| !a.starts_with("--")).peekable();
         named.peek().is_none() || named.any(|name| name == part)
     };
-    let bench = Bench::new(Scratch::xfs_on_memory("memory", 12 << 30)?)?;
+    let bench = Bench::new(LoopFs::xfs_in_memory(12 << 30))?;
     for (part, run) in [
         ("snapshot", snapshot as fn(&Bench) -> Result<()>),
         ("pieces", snapshot_of_pieces),
@@ -82,7 +80,7 @@ fn snapshot_on_disk() -> Result<()> {
         "info -- the same with the file system on an image in {}",
         directory.display()
     );
-    let bench = Bench::new(Scratch::xfs_on_disk("disk", directory, 4 << 30)?)?;
+    let bench = Bench::new(LoopFs::xfs_in(directory, 4 << 30))?;
     let source = bench.volume_in_one_piece("whole", 1024 * MIB)?;
     Reflinks::measure(&bench, &source, 9)?.print();
     Ok(())
@@ -91,13 +89,13 @@ fn snapshot_on_disk() -> Result<()> {
 /// A pool, and beside it on the same file system a place for what the rivals make.
 struct Bench {
     runtime: Runtime,
-    scratch: Scratch,
+    scratch: LoopFs,
     pool: Arc<dyn Pool>,
     rivals: PathBuf,
 }
 
 impl Bench {
-    fn new(scratch: Scratch) -> Result<Self> {
+    fn new(scratch: LoopFs) -> Result<Self> {
         let runtime = Runtime::new()?;
         let (root, rivals) = (scratch.path().join("pool"), scratch.path().join("rivals"));
         fs::create_dir(&root)?;
@@ -113,6 +111,11 @@ impl Bench {
 
     fn root(&self) -> PathBuf {
         self.scratch.path().join("pool")
+    }
+
+    /// Writes everything back, so that what was done so far does not slow what comes next.
+    fn settle(&self) -> Result<()> {
+        Ok(rustix::fs::syncfs(File::open(self.scratch.path())?)?)
     }
 
     fn volume_in_one_piece(&self, name: &str, size: u64) -> Result<Volume> {
@@ -173,7 +176,7 @@ impl Bench {
     fn delete(&self, volume: &Volume) -> Result<()> {
         self.runtime
             .block_on(self.pool.delete_volume(&volume.name))?;
-        Ok(self.scratch.settle()?)
+        self.settle()
     }
 
     /// Times `work`, which makes a volume, and removes it again outside the time.
@@ -208,7 +211,7 @@ impl Reflinks {
             ficlone: Samples::new("bare FICLONE"),
             durable: Samples::new("create, FICLONE, fsync of file and directory"),
         };
-        bench.scratch.settle()?;
+        bench.settle()?;
         for _ in 0..rounds {
             bench.time_making(&mut times.snapshot, async |name| {
                 let options = SnapshotOptions::default();
@@ -230,7 +233,7 @@ impl Reflinks {
         let target = bench.rivals.join("made");
         let forget = || -> Result<()> {
             fs::remove_file(&target)?;
-            Ok(bench.scratch.settle()?)
+            bench.settle()
         };
         let directory = File::open(&bench.rivals)?;
         let cp = || {
@@ -296,7 +299,7 @@ fn copy(bench: &Bench) -> Result<()> {
     let mut convert_and_sync = Samples::new("qemu-img convert, fsync");
     let moved = Arc::new(AtomicU64::new(0));
     run("cat", [&file])?; // both find the source in the page cache
-    bench.scratch.settle()?;
+    bench.settle()?;
     for round in 0..7 {
         let watch = Arc::clone(&moved);
         let control = Control::new().with_progress(move |p| watch.store(p.done, Ordering::Relaxed));
@@ -318,7 +321,7 @@ fn copy(bench: &Bench) -> Result<()> {
             Ok(File::open(&target)?.sync_all()?)
         })?;
         fs::remove_file(&target)?;
-        bench.scratch.settle()?;
+        bench.settle()?;
     }
     [&ours, &convert, &convert_and_sync]
         .into_iter()
@@ -344,12 +347,19 @@ fn list(bench: &Bench) -> Result<()> {
         "info made {LISTED} volumes and as many plain files in {:.1} s",
         start.elapsed().as_secs_f64()
     );
-    bench.scratch.settle()?;
+    bench.settle()?;
 
     let mut ours = Samples::new("volmux list_volumes");
+    let mut first = Samples::new("volmux list_volumes, first in a process");
     let mut scan = Samples::new("read_dir and stat of a directory of plain files");
     for _ in 0..21 {
         let found = ours.time(|| bench.runtime.block_on(drain(bench.pool.as_ref())))?;
+        expect(found, LISTED)?;
+        // A pool object remembers records; a new one has none.
+        let pool = bench
+            .runtime
+            .block_on(DirPool::open(DirConfig::new(bench.root())))?;
+        let found = first.time(|| bench.runtime.block_on(drain(pool.as_ref())))?;
         expect(found, LISTED)?;
         let found = scan.time(|| -> Result<usize> {
             let mut sizes = 0;
@@ -360,7 +370,7 @@ fn list(bench: &Bench) -> Result<()> {
         })?;
         expect(found, LISTED)?;
     }
-    [&ours, &scan].into_iter().for_each(Samples::print);
+    [&ours, &first, &scan].into_iter().for_each(Samples::print);
     ratio("dir-list-10k-vs-scandir-stat", &ours, &scan);
 
     let status = Command::new(env::current_exe()?)

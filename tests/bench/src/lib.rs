@@ -1,4 +1,4 @@
-//! What the benchmarks share: samples and how they are printed, and scratch file systems.
+//! What the benchmarks share: samples, how they are printed, and running the rivals.
 //!
 //! Each benchmark prints lines that a person and a program can read:
 //! - `ratio NAME VALUE`: ours over the rival's, medians of one interleaved run
@@ -6,7 +6,10 @@
 //! - `info …`: everything else, for the reader
 
 mod measure;
-mod scratch;
+mod run;
 
 pub use measure::{Samples, count, header, peak_rss_bytes, ratio};
-pub use scratch::{Result, Scratch, in_private_mounts, run};
+pub use run::run;
+
+/// `Result` with any error.
+pub type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
