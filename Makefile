@@ -42,7 +42,7 @@ demo: setup ## show the whole life of a volume, on a pool in a temporary directo
 
 # The short steps come first, the tests last: what fails early costs little.
 .PHONY: check
-check: setup fmt clippy docs licences lifecycle check-demo test-all ## everything that must hold before a commit lands
+check: setup fmt clippy docs licences lifecycle check-demo fuzz test-all ## everything that must hold before a commit lands
 	$(call title,check: all passed)
 	@awk '/^test result:/ { p += $$4; f += $$6; i += $$8 } \
 	    END { printf "%d passed, %d failed, %d skipped\n", p, f, i; exit p == 0 }' $(TEST_LOG)
@@ -89,6 +89,23 @@ lifecycle: programs ## the life of a volume as a Rust program
 check-demo: programs
 	$(call title,demo)
 	@VOLMUX=$(CARGO_TARGET_DIR)/debug/volmux examples/demo.sh
+
+# What cargo-fuzz would pass; libFuzzer needs no more than that.
+FUZZ_RUNS ?= 300000
+COVERAGE := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table
+
+# With the target named, build scripts are left as they are.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: fuzz
+fuzz: ## the parsers on FUZZ_RUNS made-up inputs
+	$(call title,fuzz)
+	@RUSTFLAGS='$(COVERAGE)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz \
+	    cargo build -q --locked --target $(HOST) --manifest-path tests/fuzz/Cargo.toml
+	@$(CARGO_TARGET_DIR)/fuzz/$(HOST)/debug/parse -runs=$(FUZZ_RUNS) -max_len=256 -verbosity=0 \
+	    -artifact_prefix=$(CARGO_TARGET_DIR)/fuzz/ && echo "$(FUZZ_RUNS) inputs, none did harm"
 
 .PHONY: test-all
 test-all: ## all tests, documentation examples included
