@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use tokio::sync::mpsc;
 use volmux_core::{ByteRange, Error, ExtentStream, Grade, Result, VolumeName};
 
+use crate::queue::received;
 use crate::sys::{self, FileExtent, Locked};
 
 /// The unit in which blocks are told apart.
@@ -28,7 +29,7 @@ fn stream(
     walk: impl FnOnce(&mut dyn FnMut(ByteRange) -> io::Result<()>) -> io::Result<()> + Send + 'static,
 ) -> ExtentStream {
     let (sink, source) = mpsc::channel(AHEAD);
-    tokio::task::spawn_blocking(move || {
+    let worker = tokio::task::spawn_blocking(move || {
         let mut joined = Joined { sink, last: None };
         let result = walk(&mut |extent| joined.push(extent)).and_then(|()| joined.finish());
         match result {
@@ -40,10 +41,7 @@ fn stream(
             _ => {}
         }
     });
-    let stream = futures::stream::unfold(source, |mut source| async move {
-        source.recv().await.map(|item| (item, source))
-    });
-    ExtentStream::new(grade, GRANULARITY, stream)
+    ExtentStream::new(grade, GRANULARITY, received(op, source, vec![worker]))
 }
 
 /// Joins extents that touch before they are sent.

@@ -1,59 +1,65 @@
 //! Listing: one pass over `volumes/`, a batch at a time, on a few threads.
 
 use std::ffi::CStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use futures::stream::{self, Stream, StreamExt};
 use rustix::fs::{AtFlags, Dir, OFlags};
+use tokio::sync::mpsc;
 use volmux_core::{ByteSize, Control, Error, ErrorKind, Result, Volume, VolumeName};
 
 use crate::known::Stamp;
 use crate::layout::{PoolDirs, data_file, file_error, open_beneath};
 use crate::pool::Inner;
-use crate::queue::run;
+use crate::queue::{received, run};
 use crate::record::VolumeRecord;
 
 const OP: &str = "list_volumes";
 /// Volumes looked at in one go: enough to make the hand-over between threads cheap.
 const BATCH: usize = 512;
-/// Batches in work at once. Each is bound by system calls on cached metadata.
-const THREADS: usize = 4;
+/// Each thread is bound by system calls on cached metadata, so more than the processors are no gain.
+const MOST_THREADS: usize = 4;
+/// Batches that wait for the reader at most.
+const AHEAD: usize = 4;
 
-/// Every volume, in the order in which the directory gives them.
+/// Every volume, in no order.
 pub fn volumes(inner: Arc<Inner>) -> impl Stream<Item = Result<Volume>> + Send + 'static {
     stream::once(run(OP, Control::new(), move |_| Names::open(inner))).flat_map(|opened| {
         match opened {
-            Ok(Some(names)) => batches(names).left_stream(),
+            Ok(Some(names)) => looked_at(names).left_stream(),
             Ok(None) => stream::empty().boxed().right_stream(),
             Err(error) => stream::once(async { Err(error) }).boxed().right_stream(),
         }
     })
 }
 
-fn batches(names: Names) -> impl Stream<Item = Result<Volume>> + Send + 'static {
+/// A few threads that take names by the batch, each until none is left.
+fn looked_at(names: Names) -> impl Stream<Item = Result<Volume>> + Send + 'static {
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MOST_THREADS);
     let inner = names.inner.clone();
-    stream::unfold(Some(names), |names| async move {
-        let mut names = names?;
-        let next = run(OP, Control::new(), move |_| {
-            let batch = names.next_batch();
-            Ok((batch, names))
-        });
-        match next.await {
-            Ok((Ok(batch), _)) if batch.is_empty() => None,
-            Ok((Ok(batch), names)) => Some((Ok(batch), Some(names))),
-            Ok((Err(error), _)) | Err(error) => Some((Err(error), None)),
-        }
-    })
-    .map(move |batch| {
-        let inner = inner.clone();
-        async move {
-            let batch = batch?;
-            run(OP, Control::new(), move |_| Ok(inner.look_at(batch))).await
-        }
-    })
-    .buffered(THREADS)
-    .flat_map(|batch| match batch {
+    let names = Arc::new(Mutex::new(names));
+    let (sink, source) = mpsc::channel(AHEAD);
+    let workers = (0..threads).map(|_| {
+        let (inner, names, sink) = (inner.clone(), names.clone(), sink.clone());
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let batch = names
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .next_batch();
+                let last = !matches!(&batch, Ok(batch) if !batch.is_empty());
+                let looked = batch.map(|batch| inner.look_at(batch));
+                // Sending fails once nobody listens any more.
+                if sink.blocking_send(looked).is_err() || last {
+                    return;
+                }
+            }
+        })
+    });
+    received(OP, source, workers.collect()).flat_map(|batch| match batch {
         Ok(volumes) => stream::iter(volumes),
         Err(error) => stream::iter(vec![Err(error)]),
     })

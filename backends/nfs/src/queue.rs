@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::OwnedMutexGuard;
+use futures::stream::{self, Stream};
+use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::task::JoinHandle;
 use volmux_core::{Control, Error, ErrorKind, Result, VolumeName};
 
 type NameMutex = Arc<tokio::sync::Mutex<()>>;
@@ -94,4 +96,57 @@ pub async fn run<T: Send + 'static>(
     };
     task.await
         .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, op).with_source(error)))
+}
+
+/// What `workers` send, as a stream. Ends with an error if one of them did not come to its own end:
+/// a list that just stops would look complete.
+pub fn received<T: Send + 'static>(
+    op: &'static str,
+    source: mpsc::Receiver<Result<T>>,
+    workers: Vec<JoinHandle<()>>,
+) -> impl Stream<Item = Result<T>> + Send + 'static {
+    stream::unfold(
+        (source, workers),
+        move |(mut source, mut workers)| async move {
+            if let Some(item) = source.recv().await {
+                return Some((item, (source, workers)));
+            }
+            while let Some(worker) = workers.pop() {
+                if let Err(error) = worker.await {
+                    let error = Error::new(ErrorKind::Internal, op).with_source(error);
+                    return Some((Err(error), (source, workers)));
+                }
+            }
+            None
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_whose_worker_panicked_does_not_just_end() {
+        let (sink, source) = mpsc::channel(4);
+        let whole = tokio::task::spawn_blocking({
+            let sink = sink.clone();
+            move || sink.blocking_send(Ok(1)).expect("somebody listens")
+        });
+        let broken = tokio::task::spawn_blocking(move || {
+            sink.blocking_send(Ok(2)).expect("somebody listens");
+            panic!("meant to happen in this test");
+        });
+        let items: Vec<Result<u32>> = received("list", source, vec![whole, broken])
+            .collect()
+            .await;
+        let good: u32 = items.iter().flatten().sum();
+        let errors: Vec<ErrorKind> = items
+            .iter()
+            .filter_map(|i| Some(i.as_ref().err()?.kind()))
+            .collect();
+        assert_eq!((good, errors), (3, vec![ErrorKind::Internal]));
+    }
 }
