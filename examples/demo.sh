@@ -113,6 +113,7 @@ disk_of() {
 
 # The numbers of the 4 KiB blocks in which two images differ, found by reading all of both.
 differing_blocks() {
+    # cmp says by its exit code that they differ, which is what is expected here.
     { cmp -l "$1" "$2" || true; } | awk '{ print int(($1 - 1) / 4096) }' | uniq
 }
 

@@ -24,7 +24,7 @@ impl Inner {
         } = options;
         self.check_writable(OP)?;
         let (pool, _) = self.get(OP, name)?;
-        let _locks = pool.lock_names(&[name], OP)?;
+        let (_locks, moves) = (pool.lock_names(&[name], OP)?, pool.lock_move(OP)?);
         let (_, mut record) = self.get(OP, name)?;
         if *access == Access::ReadWrite {
             check_not_snapshot(OP, &record, "attached for writing")?;
@@ -53,7 +53,7 @@ impl Inner {
                 return Err(self.busy(OP, &file));
             }
             record.attachments.push(wanted);
-            pool.publish_over(name, &record, None)
+            pool.publish_over(name, &record, None, &moves)
                 .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;
         }
         let path = self.layout.full("data").join(data_file(record.data));
@@ -73,7 +73,7 @@ impl Inner {
             return Ok(());
         }
         let pool = self.pool(OP)?;
-        let _locks = pool.lock_names(&[name], OP)?;
+        let (_locks, moves) = (pool.lock_names(&[name], OP)?, pool.lock_move(OP)?);
         let Some(mut record) = self.find(OP, name)? else {
             return Ok(());
         };
@@ -87,7 +87,7 @@ impl Inner {
             file.sync_all()
                 .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
         }
-        pool.publish_over(name, &record, None)
+        pool.publish_over(name, &record, None, &moves)
             .map_err(|e| file_error(OP, self.layout.full("volumes"), e))
     }
 

@@ -282,6 +282,7 @@ impl Inner {
                 }
             }
         }
+        let _still = pool.lock_moves(OP)?;
         let references = self.references(pool)?;
         // A record that can't be read may be the one that refers to a file.
         let doubt = !references.unreadable.is_empty();

@@ -92,20 +92,7 @@ impl Inner {
             parent_id: from.id,
             parent_name: source.clone(),
         });
-        let _admission = match self.policy.overcommit_limit {
-            Some(_) => {
-                let reserved = ByteSize::ZERO;
-                self.admit(
-                    op,
-                    pool,
-                    SpaceRequest {
-                        provisioned: size,
-                        reserved,
-                    },
-                )?
-            }
-            None => None,
-        };
+        let _admission = self.admit_growth(op, pool, size)?;
         self.publish(op, pool, name, &record, data, same)
     }
 
@@ -244,7 +231,7 @@ impl Inner {
             provisioned: ByteSize::new(growth),
             reserved,
         };
-        let _admission = self.admit(OP, pool, request)?;
+        drop(self.admit(OP, pool, request)?);
         let quiet = Quiet::default();
         let data = self.stage_like(OP, pool, &file, size, self.reflink, &quiet, stop)?;
         if record.provisioning == Provisioning::Thick {
@@ -264,18 +251,20 @@ impl Inner {
         size: ByteSize,
         mut data: StagedData,
     ) -> Result<Volume> {
-        let _locks = pool.lock_names(&[name], op)?;
+        let (_locks, moves) = (pool.lock_names(&[name], op)?, pool.lock_move(op)?);
         let (_, mut record) = self.get(op, name)?;
         if (record.id, record.data) != (before.id, before.data) {
             return Err(Error::new(ErrorKind::Busy, op)
                 .reason("another process reverted or replaced the volume meanwhile"));
         }
         let _old = self.open_alone(op, pool, &record)?;
+        let growth = size.bytes().saturating_sub(record.virtual_size.bytes());
+        let _admission = self.admit_growth(op, pool, ByteSize::new(growth))?;
         let old = std::mem::replace(&mut record.data, data.id);
         record.virtual_size = size;
         // The new data no longer is the file that was adopted.
         record.adopted_from = None;
-        pool.publish_over(name, &record, Some(&mut data))
+        pool.publish_over(name, &record, Some(&mut data), &moves)
             .map_err(|e| file_error(op, self.layout.full("volumes"), e))?;
         if let Err(error) = pool.remove_data(old) {
             tracing::warn!(volume = %name, data = %old, %error, "data file left behind");

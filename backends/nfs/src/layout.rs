@@ -34,6 +34,10 @@ pub const OWN_NAMES: [&str; 5] = [POOL_FILE, LOCK_FILE, "volumes", "data", "tmp"
 
 /// Held exclusively on a file in the making. QEMU locks bytes from 100 on, so this one is ours.
 const MAKING: ByteRange = ByteRange::new(0, 1);
+/// Bytes of the lock file past those of the names.
+const ADMISSION: u64 = 1 << 62;
+const MOVES: u64 = ADMISSION + 1;
+const MOVES_GATE: u64 = ADMISSION + 2;
 /// How long to wait for another process that changes the same volume's record.
 const NAME_LOCK_WAIT: Duration = Duration::from_secs(30);
 
@@ -236,7 +240,8 @@ impl Layout {
         let staged = Staged::record(&tmp, &record).map_err(|error| at("tmp", error))?;
         match staged.publish_new(&self.root, POOL_FILE) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(POOL_FILE, error)),
-            _ => Ok(()),
+            // Also where another process was faster: it may have died before it came to this.
+            _ => rustix::fs::fsync(&self.root).map_err(|errno| at(POOL_FILE, errno.into())),
         }
     }
 
@@ -388,12 +393,14 @@ impl PoolDirs {
         Ok(rustix::fs::fsync(&self.volumes)?)
     }
 
-    /// Replaces the record of `name`; with `data`, that too is made durable first.
+    /// Replaces the record of `name`; with `data`, that too is made durable first. The caller holds
+    /// [`lock_move`](Self::lock_move).
     pub fn publish_over(
         &self,
         name: &VolumeName,
         record: &VolumeRecord,
         data: Option<&mut StagedData>,
+        _moves: &NameLock,
     ) -> io::Result<()> {
         let staged = Staged::record(&self.tmp, record)?;
         if let Some(data) = &data {
@@ -413,8 +420,8 @@ impl PoolDirs {
         Ok(rustix::fs::fsync(&self.volumes)?)
     }
 
-    /// Renames a volume, durably; `to` must be free.
-    pub fn rename(&self, name: &VolumeName, to: &VolumeName) -> io::Result<()> {
+    /// Renames a volume, durably; `to` must be free. The caller holds [`lock_move`](Self::lock_move).
+    pub fn rename(&self, name: &VolumeName, to: &VolumeName, _moves: &NameLock) -> io::Result<()> {
         rename_new(
             &self.volumes,
             &record_file(name),
@@ -433,26 +440,46 @@ impl PoolDirs {
         bytes.dedup();
         bytes
             .into_iter()
-            .map(|byte| self.lock_byte(byte, op))
+            .map(|byte| self.lock_byte(byte, Lock::Exclusive, op))
             .collect()
     }
 
     /// Locks the decision whether there is room for a new volume.
     pub fn lock_admission(&self, op: &'static str) -> Result<NameLock> {
-        self.lock_byte(1 << 62, op)
+        self.lock_byte(ADMISSION, Lock::Exclusive, op)
     }
 
-    fn lock_byte(&self, byte: u64, op: &'static str) -> Result<NameLock> {
+    /// Keeps records from being renamed or replaced. A directory may be read past such a record
+    /// without ever showing it, and what no record refers to is removed.
+    pub fn lock_moves(&self, op: &'static str) -> Result<[NameLock; 2]> {
+        let gate = self.lock_byte(MOVES_GATE, Lock::Exclusive, op)?;
+        Ok([self.lock_byte(MOVES, Lock::Exclusive, op)?, gate])
+    }
+
+    /// For those who rename or replace a record.
+    pub fn lock_move(&self, op: &'static str) -> Result<NameLock> {
+        // Through the gate, so that many who move one after the other don't keep out for ever the
+        // one that waits for all of them.
+        let _gate = self.lock_byte(MOVES_GATE, Lock::Shared, op)?;
+        self.lock_byte(MOVES, Lock::Shared, op)
+    }
+
+    /// Makes what is seen in `volumes/` durable: who made it may have been killed just before.
+    pub fn settle(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.volumes)?)
+    }
+
+    fn lock_byte(&self, byte: u64, lock: Lock, op: &'static str) -> Result<NameLock> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
         let failed = |error: io::Error| file_error(op, LOCK_FILE, error);
         let fd = open_beneath(&self.root, LOCK_FILE, flags).map_err(|e| failed(e.into()))?;
         let file = Locked::from(File::from(fd));
         let deadline = Instant::now() + NAME_LOCK_WAIT;
         let mut pause = Duration::from_micros(100);
-        while !sys::try_lock(&file, Lock::Exclusive, ByteRange::new(byte, 1)).map_err(failed)? {
+        while !sys::try_lock(&file, lock, ByteRange::new(byte, 1)).map_err(failed)? {
             if Instant::now() >= deadline {
                 return Err(Error::new(ErrorKind::Busy, op)
-                    .reason("another process has been changing this volume for 30 s")
+                    .reason("another process has been at work on the pool's records for 30 s")
                     .help("see who has the pool's lock file open: fuser -v ROOT/lock"));
             }
             std::thread::sleep(pause);

@@ -20,6 +20,7 @@ mod list;
 mod pool;
 mod queue;
 mod record;
+mod space;
 mod sys;
 
 pub use config::DirConfig;

@@ -102,7 +102,10 @@ impl Inner {
         match self.find(op, name)? {
             None => Ok(None),
             Some(record) if same(&record) => match self.get_data(op, name, OFlags::RDONLY) {
-                Ok((_, record, file)) => self.describe(op, name, &record, &file).map(Some),
+                Ok((pool, record, file)) => {
+                    pool.settle().map_err(|e| self.data_error(op, e))?;
+                    self.describe(op, name, &record, &file).map(Some)
+                }
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
             },
@@ -227,7 +230,7 @@ impl Inner {
         let size = checked_size(OP, options.size)?;
         self.check_writable(OP)?;
         let (pool, _) = self.get(OP, name)?;
-        let _locks = pool.lock_names(&[name], OP)?;
+        let (_locks, moves) = (pool.lock_names(&[name], OP)?, pool.lock_move(OP)?);
         let (_, mut record) = self.get(OP, name)?;
         check_not_snapshot(OP, &record, "resized")?;
         let old = record.virtual_size;
@@ -253,7 +256,8 @@ impl Inner {
             }
             file.sync_all().map_err(failed)?;
             record.virtual_size = size;
-            pool.publish_over(name, &record, None).map_err(failed)?;
+            pool.publish_over(name, &record, None, &moves)
+                .map_err(failed)?;
         } else if size < old {
             if !options.allow_shrink {
                 return Err(Error::new(ErrorKind::InvalidInput, OP)
@@ -265,7 +269,8 @@ impl Inner {
             let _alone = self.open_alone(OP, pool, &record)?;
             record.virtual_size = size;
             // The record first: a file that is too long is trimmed later, one too short is damage.
-            pool.publish_over(name, &record, None).map_err(failed)?;
+            pool.publish_over(name, &record, None, &moves)
+                .map_err(failed)?;
             file.set_len(size.bytes())
                 .and_then(|()| file.sync_all())
                 .map_err(failed)?;
@@ -283,15 +288,16 @@ impl Inner {
         if name == to {
             return self.describe(OP, name, &record, &file);
         }
-        let _locks = pool.lock_names(&[name, to], OP)?;
+        let (_locks, moves) = (pool.lock_names(&[name, to], OP)?, pool.lock_move(OP)?);
         let (_, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
         self.existing(OP, to, |_| false)?;
-        pool.rename(name, to).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                Error::new(ErrorKind::AlreadyExists, OP).with("volume", to)
-            }
-            _ => file_error(OP, self.layout.full("volumes"), error),
-        })?;
+        pool.rename(name, to, &moves)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => {
+                    Error::new(ErrorKind::AlreadyExists, OP).with("volume", to)
+                }
+                _ => file_error(OP, self.layout.full("volumes"), error),
+            })?;
         self.describe(OP, to, &record, &file)
     }
 
@@ -302,7 +308,9 @@ impl Inner {
             return Ok(());
         };
         if self.find(OP, name)?.is_none() {
-            return Ok(());
+            return pool
+                .settle()
+                .map_err(|e| file_error(OP, self.layout.full("volumes"), e));
         }
         let _locks = pool.lock_names(&[name], OP)?;
         let Some(record) = self.find(OP, name)? else {

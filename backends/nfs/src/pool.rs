@@ -8,18 +8,17 @@ use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
 use rustix::fs::OFlags;
 use volmux_core::{
-    AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, ByteSize,
-    Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
-    ExtentQuery, ExtentStream, Holder, MetadataUsage, OpenOptions, OriginKind, Pool, PoolUrl,
-    Pressure, ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support,
-    ThinPolicy, Usage, Volume, VolumeName,
+    AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, Capabilities,
+    CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind, ExtentQuery,
+    ExtentStream, Holder, OpenOptions, OriginKind, Pool, PoolUrl, ResizeOptions, Result,
+    RevertOptions, SnapshotOptions, Support, ThinPolicy, Usage, Volume, VolumeName,
 };
 
 use crate::DirConfig;
 use crate::device::{FileDevice, OpenVolumes};
 use crate::duplicate::Quiet;
 use crate::known::KnownRecords;
-use crate::layout::{Layout, NameLock, PoolDirs, file_error};
+use crate::layout::{Layout, PoolDirs, file_error};
 use crate::queue::{Names, Stop, Turns, run};
 use crate::record::VolumeRecord;
 use crate::sys::Locked;
@@ -324,50 +323,6 @@ impl Inner {
             .reason("the volume is attached")
             .with("attached_to", holders.join(", "))
             .help("detach it from there first"))
-    }
-
-    /// Occupancy without the sum of virtual sizes, which takes a look at every record.
-    pub fn space(&self, op: &'static str) -> Result<Usage> {
-        let stat = rustix::fs::fstatvfs(self.layout.root())
-            .map_err(|errno| file_error(op, self.layout.path(), errno))?;
-        let bytes = |blocks: u64| ByteSize::new(blocks.saturating_mul(stat.f_frsize));
-        Ok(Usage {
-            total: bytes(stat.f_blocks),
-            used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
-            free: bytes(stat.f_bavail),
-            provisioned: ByteSize::ZERO,
-            // Zero where inodes are not a resource of their own (btrfs).
-            metadata: (stat.f_files > 0).then(|| MetadataUsage {
-                total: stat.f_files,
-                used: stat.f_files.saturating_sub(stat.f_ffree),
-            }),
-        })
-    }
-
-    /// Applies the thin policy. The lock, where the policy needs the sum of all volumes, keeps other
-    /// processes from adding to it until the caller has published its own.
-    pub fn admit(
-        &self,
-        op: &'static str,
-        pool: &PoolDirs,
-        request: SpaceRequest,
-    ) -> Result<Option<NameLock>> {
-        let mut usage = self.space(op)?;
-        let mut lock = None;
-        if self.policy.overcommit_limit.is_some() {
-            lock = Some(pool.lock_admission(op)?);
-            usage.provisioned = self.provisioned(op, pool)?;
-        }
-        let pressure = self.policy.admit(&usage, &request, op)?;
-        if pressure != Pressure::Normal {
-            tracing::warn!(
-                pool = %self.layout.path().display(),
-                used_percent = usage.used_percent(),
-                metadata_percent = usage.metadata_percent(),
-                "the pool is filling up"
-            );
-        }
-        Ok(lock)
     }
 }
 
