@@ -36,7 +36,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Answers that stop when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Answering {
-    tasks: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
 /// Answers questions that come to `listener` until what it returns is dropped.
@@ -46,7 +46,7 @@ pub(crate) fn answer(
 ) -> Answering {
     let mut tasks = JoinSet::new();
     tasks.spawn(accept(listener, Arc::new(status)));
-    Answering { tasks }
+    Answering { _tasks: tasks }
 }
 
 async fn accept<F>(listener: Listener, status: Arc<F>)
