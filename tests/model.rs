@@ -300,7 +300,10 @@ async fn run_on(device: &dyn BlockDevice, op: &Op) -> Outcome {
                 return outcome(device.discard(range), done).await;
             }
             // Without leave to discard, what stays allocated is the backend's choice.
-            let options = ZeroOptions { may_discard: true };
+            let options = ZeroOptions {
+                may_discard: true,
+                ..ZeroOptions::default()
+            };
             outcome(device.write_zeroes(range, options), done).await
         }
         Op::Read { offset, length } => {

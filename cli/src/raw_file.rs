@@ -96,6 +96,11 @@ impl BlockDevice for RawFile {
         self.access
     }
 
+    async fn refresh(&self) -> Result<u64> {
+        // What is copied is the image as it was when the copy began.
+        Ok(self.size)
+    }
+
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
         self.blocking(ByteRange::new(offset, length as u64), move |file| {
             let mut data = vec![0; length];
@@ -117,8 +122,11 @@ impl BlockDevice for RawFile {
     }
 
     async fn discard(&self, range: ByteRange) -> Result<()> {
-        self.write_zeroes(range, ZeroOptions { may_discard: true })
-            .await
+        let options = ZeroOptions {
+            may_discard: true,
+            ..ZeroOptions::default()
+        };
+        self.write_zeroes(range, options).await
     }
 
     async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<()> {
@@ -133,6 +141,9 @@ impl BlockDevice for RawFile {
             }
             let flags = how | FallocateFlags::KEEP_SIZE;
             match fallocate(file, flags, range.offset, range.length) {
+                Err(Errno::OPNOTSUPP | Errno::INVAL) if options.fast_only => {
+                    Err(Errno::OPNOTSUPP.into())
+                }
                 Err(Errno::OPNOTSUPP | Errno::INVAL) => write_zeros(file, range),
                 done => done.map_err(Into::into),
             }

@@ -12,6 +12,9 @@ use crate::{Access, ByteRange, ExtentStream, Result, VolumeName};
 pub struct ZeroOptions {
     /// Space may be given back. Without it a thick volume stays reserved.
     pub may_discard: bool,
+    /// Fail with `Unsupported`, with nothing changed, where the store would have to write zeros
+    /// out.
+    pub fast_only: bool,
 }
 
 /// An open volume.
@@ -30,12 +33,24 @@ pub trait BlockDevice: Debug + Send + Sync + 'static {
     /// The volume's name when it was opened.
     fn name(&self) -> &VolumeName;
 
-    /// The size now, in bytes: grows when the volume is resized through the same pool
-    /// object.
+    /// The size as far as it is known here, in bytes: grows when the volume is resized through the
+    /// same pool object, and by [`refresh`](Self::refresh). It does not fall, for a volume in use
+    /// can't be shrunk.
     fn size(&self) -> u64;
 
     /// For reading only, or for writing too.
     fn access(&self) -> Access;
+
+    /// Looks the size up in the store, so that a resize by another process or host is seen, and
+    /// returns what [`size`](Self::size) gives from then on.
+    ///
+    /// It is this volume's size, whatever the volume is called by now. A resize that is not done
+    /// yet, or was cut short, does not show.
+    ///
+    /// # Errors
+    /// Besides those of every method: `NotFound` if the volume is gone from the store. The size
+    /// is then what it was.
+    async fn refresh(&self) -> Result<u64>;
 
     /// Reads `length` bytes from `offset`. What was never written, or was discarded, is zeros.
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes>;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use volmux::{
-    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Result, VolumeName, ZeroOptions,
+    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Pool, Result, VolumeName,
+    ZeroOptions,
 };
 
 use crate::flaw::Flaw;
@@ -23,6 +24,8 @@ pub struct BrokenDevice {
     /// Gone when the pool handle is.
     pub pool: Weak<()>,
     pub size: u64,
+    /// The pool without its flaw.
+    pub volumes: Arc<dyn Pool>,
     pub in_flight: AtomicU32,
 }
 
@@ -121,6 +124,18 @@ impl BlockDevice for BrokenDevice {
         self.inner.access()
     }
 
+    async fn refresh(&self) -> Result<u64> {
+        self.start("refresh", 1)?;
+        match self.flaw() {
+            Flaw::DeviceSizeIsFixed => Ok(self.size),
+            Flaw::RefreshGoesByName => {
+                let volume = self.volumes.volume(self.name()).await?;
+                Ok(volume.virtual_size.bytes())
+            }
+            _ => self.done(self.inner.refresh().await),
+        }
+    }
+
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
         self.start("read_at", length as u64)?;
         let range = self.cut(ByteRange::new(offset, length as u64));
@@ -179,7 +194,7 @@ impl BlockDevice for BrokenDevice {
         match self.flaw() {
             Flaw::DiscardDoesNothing if within && writing => return Ok(()),
             Flaw::DiscardOnlyZeroes => {
-                let options = ZeroOptions { may_discard: false };
+                let options = ZeroOptions::default();
                 return self.inner.write_zeroes(range, options).await;
             }
             _ if self.pretends() => return Ok(()),
@@ -197,6 +212,9 @@ impl BlockDevice for BrokenDevice {
         let ignored = self.flaw() == Flaw::ZeroDoesNothing && within;
         if ignored || self.pretends() {
             return Ok(());
+        }
+        if self.flaw() == Flaw::FastZeroesFail && options.fast_only {
+            return Err(Error::new(ErrorKind::Unsupported, "write_zeroes"));
         }
         self.done(self.inner.write_zeroes(self.cut(range), options).await)
     }

@@ -115,6 +115,10 @@ pub enum Flaw {
     ZeroDoesNothing,
     /// An open volume never grows.
     DeviceSizeIsFixed,
+    /// An open volume takes the size of whatever bears its name.
+    RefreshGoesByName,
+    /// Zeros that must be fast are refused.
+    FastZeroesFail,
     /// A second writer is let in.
     WritersUnlimited,
     /// A reader beside a writer is refused.

@@ -202,6 +202,10 @@ const FLAWS: &[(&str, Flaw)] = &[
         Flaw::ResizeLosesData,
     ),
     ("c08_growing_works_while_in_use", Flaw::DeviceSizeIsFixed),
+    (
+        "c08_growing_through_another_handle_is_seen",
+        Flaw::DeviceSizeIsFixed,
+    ),
     ("c08_thick_volumes_can_be_resized", Flaw::ResizeLosesData),
     ("c09_a_second_writer_is_refused", Flaw::WritersUnlimited),
     (
@@ -343,6 +347,11 @@ const FLAWS: &[(&str, Flaw)] = &[
         Flaw::WritesGoOnAfterwards,
     ),
     ("device_gives_discarded_space_back", Flaw::DiscardOnlyZeroes),
+    ("device_zeroes_fast_or_not_at_all", Flaw::FastZeroesFail),
+    (
+        "device_refresh_finds_the_volume_by_what_it_is",
+        Flaw::RefreshGoesByName,
+    ),
     (
         "device_outlives_its_pool_handle",
         Flaw::HandlesDieWithThePool,

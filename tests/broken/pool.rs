@@ -152,6 +152,7 @@ impl Broken {
     ) -> Arc<dyn BlockDevice> {
         Arc::new(BrokenDevice {
             size: inner.size(),
+            volumes: self.inner.clone(),
             inner,
             state: self.state.clone(),
             parent,

@@ -18,6 +18,8 @@ pub struct Expect {
     pub size_unit: u64,
     /// A thin volume of this size must be possible.
     pub large_size: u64,
+    /// Whether zeros are written without writing them out. Where not, `fast_only` must fail.
+    pub fast_zeroes: bool,
     /// Whether [`Fixture::reopen`](crate::Fixture::reopen) gives a second, independent pool on the
     /// same storage, as another process would have.
     pub second_handle: bool,
@@ -54,6 +56,7 @@ impl Expect {
         granularity: 4096,
         size_unit: 512,
         large_size: i64::MAX as u64 / 512 * 512,
+        fast_zeroes: true,
         second_handle: false,
     };
 
@@ -66,6 +69,7 @@ impl Expect {
         granularity: 4096,
         size_unit: 512,
         large_size: i64::MAX as u64 / 4096 * 4096,
+        fast_zeroes: true,
         second_handle: true,
     };
 

@@ -44,15 +44,7 @@ impl LoopFs {
         enter_private_namespace();
         let below = unused_path("disk");
         std::fs::create_dir(&below).expect("a directory on a new tmpfs");
-        let options = std::ffi::CString::new(format!("size={really}")).expect("no NUL");
-        rustix::mount::mount(
-            "tmpfs",
-            &below,
-            "tmpfs",
-            MountFlags::empty(),
-            options.as_c_str(),
-        )
-        .expect("mount a small tmpfs");
+        mount_tmpfs(&below, really);
         LoopFs::new(&below, "ext4", bytes, EXT4_ARGS)
     }
 
@@ -88,6 +80,18 @@ impl LoopFs {
     /// As [`ext4`](Self::ext4).
     pub fn btrfs(bytes: u64) -> LoopFs {
         LoopFs::new(&std::env::temp_dir(), "btrfs", bytes, &["-q", "-K"])
+    }
+
+    /// A tmpfs, which can't reserve a range as zeros. No loop device, in spite of the name.
+    ///
+    /// # Panics
+    /// As [`ext4`](Self::ext4).
+    pub fn tmpfs(bytes: u64) -> LoopFs {
+        enter_private_namespace();
+        let path = unused_path("tmpfs");
+        std::fs::create_dir(&path).expect("a directory on a new tmpfs");
+        mount_tmpfs(&path, bytes);
+        LoopFs { path }
     }
 
     fn new(image_dir: &Path, kind: &str, bytes: u64, mkfs_args: &[&str]) -> LoopFs {
@@ -168,6 +172,12 @@ fn enter_private_namespace() {
     rustix::mount::mount("tmpfs", "/mnt", "tmpfs", MountFlags::empty(), None)
         .unwrap_or_else(|error| panic!("mount a tmpfs on /mnt: {error}; {help}"));
     PRIVATE.set(true);
+}
+
+fn mount_tmpfs(path: &Path, bytes: u64) {
+    let options = std::ffi::CString::new(format!("size={bytes}")).expect("no NUL");
+    let flags = MountFlags::empty();
+    rustix::mount::mount("tmpfs", path, "tmpfs", flags, options.as_c_str()).expect("mount a tmpfs");
 }
 
 fn run<'a>(program: &Path, args: impl Iterator<Item = &'a OsStr>, last: &Path) {

@@ -159,6 +159,7 @@ macro_rules! __volmux_cases {
                 c08_a_smaller_size_needs_the_flag []
                 c08_shrinking_keeps_what_lies_before [snapshot shrink]
                 c08_growing_works_while_in_use []
+                c08_growing_through_another_handle_is_seen []
                 c08_thick_volumes_can_be_resized [thick shrink];
             writers:
                 c09_a_second_writer_is_refused []
@@ -232,6 +233,8 @@ macro_rules! __volmux_cases {
                 device_flush_makes_writes_durable []
                 device_keeps_overlapping_writes_in_order []
                 device_gives_discarded_space_back [discard]
+                device_zeroes_fast_or_not_at_all []
+                device_refresh_finds_the_volume_by_what_it_is []
                 device_outlives_its_pool_handle [];
             extents:
                 extents_allocated_are_what_was_written [discard]

@@ -17,20 +17,35 @@ use volmux_core::{
     Result, Sharing, VolumeId, VolumeName, ZeroOptions,
 };
 
+use crate::pool::Inner;
+use crate::record::VolumeRecord;
 use crate::sys::Locked;
 use crate::{extents, sys};
 
-/// What the open handles of one volume in one pool object share.
+/// What the open handles of one volume in one pool object share. Only they hold it, so that while
+/// it exists the volume is locked against shrinking and its size can only grow.
 #[derive(Debug)]
 pub struct Shared {
-    /// The virtual size now.
-    pub size: AtomicU64,
+    size: AtomicU64,
+    /// What the volume was called when its record was last seen.
+    called: Mutex<VolumeName>,
     /// Held for reading by each write and for writing by a copy that must not see half of one.
     pub gate: Arc<RwLock<()>>,
     exclusive_writer: Mutex<Weak<Open>>,
 }
 
 impl Shared {
+    fn called(&self) -> VolumeName {
+        let called = self.called.lock();
+        called.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn seen(&self, name: VolumeName, size: u64) {
+        let called = self.called.lock();
+        *called.unwrap_or_else(PoisonError::into_inner) = name;
+        self.size.fetch_max(size, Ordering::AcqRel);
+    }
+
     /// The handle that alone writes, if one of this pool object does. While it is held the volume
     /// stays locked against all other writers, even if the handle is closed meanwhile.
     pub fn exclusive_writer(&self) -> Option<Arc<Open>> {
@@ -46,20 +61,34 @@ impl Shared {
 pub struct OpenVolumes(Mutex<HashMap<VolumeId, Weak<Shared>>>);
 
 impl OpenVolumes {
-    /// The shared state of `id`, if a handle of it is open.
-    pub fn get(&self, id: VolumeId) -> Option<Arc<Shared>> {
-        self.lock().get(&id).and_then(Weak::upgrade)
+    /// A look at the shared state of `id`, if a handle of it is open.
+    pub fn with<T>(&self, id: VolumeId, look: impl FnOnce(&Shared) -> T) -> Option<T> {
+        let volumes = self.lock();
+        let shared = volumes.get(&id).and_then(Weak::upgrade)?;
+        let found = look(&shared);
+        // Before the lock: nobody must find it once its last handle is closed.
+        drop(shared);
+        drop(volumes);
+        Some(found)
     }
 
-    /// The shared state of `id`, made if need be.
-    pub fn get_or_insert(&self, id: VolumeId, size: u64) -> Arc<Shared> {
+    /// Lets the handles of `id` know of a larger size.
+    pub fn grown(&self, id: VolumeId, size: u64) {
+        self.with(id, |shared| shared.size.fetch_max(size, Ordering::AcqRel));
+    }
+
+    /// The shared state for a handle that is being opened, and has locked the data file already.
+    fn join(&self, name: &VolumeName, record: &VolumeRecord) -> Arc<Shared> {
+        let (id, size) = (record.id, record.virtual_size.bytes());
         let mut volumes = self.lock();
         if let Some(shared) = volumes.get(&id).and_then(Weak::upgrade) {
+            shared.size.fetch_max(size, Ordering::AcqRel);
             return shared;
         }
         volumes.retain(|_, shared| shared.strong_count() > 0);
         let shared = Arc::new(Shared {
             size: AtomicU64::new(size),
+            called: Mutex::new(name.clone()),
             gate: Arc::new(RwLock::new(())),
             exclusive_writer: Mutex::new(Weak::new()),
         });
@@ -77,11 +106,16 @@ impl OpenVolumes {
 #[derive(Debug)]
 pub struct Open {
     name: VolumeName,
-    file: Locked,
+    /// The volume's, which outlives renames.
+    pub id: VolumeId,
+    /// Names the data file.
+    pub data: VolumeId,
+    /// Before the file and its locks, and so given up before them.
+    shared: Arc<Shared>,
+    /// The data file.
+    pub file: Locked,
     access: Access,
     provisioning: Provisioning,
-    reflink: bool,
-    shared: Arc<Shared>,
     /// Set when a flush failed. The kernel reports a lost write once and then forgets it
     /// (fsync(2)), so no later flush of this handle can be believed.
     flush_failed: AtomicBool,
@@ -89,27 +123,28 @@ pub struct Open {
 
 /// An open volume of a directory pool.
 pub struct FileDevice {
+    pool: Arc<Inner>,
     open: Arc<Open>,
     abandoned: Abandoned,
 }
 
 impl FileDevice {
-    /// A device on `file`, which holds the locks for `options`.
+    /// A device on `file`, the data of `record`, which holds the locks for `options`.
     pub fn new(
+        pool: Arc<Inner>,
         name: VolumeName,
         file: Locked,
         options: OpenOptions,
-        provisioning: Provisioning,
-        reflink: bool,
-        shared: Arc<Shared>,
+        record: &VolumeRecord,
     ) -> Self {
         let open = Arc::new(Open {
+            shared: pool.open_volumes.join(&name, record),
             name,
+            id: record.id,
+            data: record.data,
             file,
             access: options.access,
-            provisioning,
-            reflink,
-            shared,
+            provisioning: record.provisioning,
             flush_failed: AtomicBool::new(false),
         });
         if (options.access, options.sharing) == (Access::ReadWrite, Sharing::Exclusive) {
@@ -121,6 +156,7 @@ impl FileDevice {
             *writer = Arc::downgrade(&open);
         }
         FileDevice {
+            pool,
             open,
             abandoned: Abandoned::default(),
         }
@@ -171,6 +207,10 @@ impl FileDevice {
         let (kind, reason) = match error.raw_os_error() {
             Some(libc::EIO) => (ErrorKind::Unavailable, "the disk below reported an error"),
             Some(libc::ENOSPC | libc::EDQUOT) => (ErrorKind::NoSpace, "the file system is full"),
+            Some(libc::EOPNOTSUPP) => (
+                ErrorKind::Unsupported,
+                "the file system can do this only by writing zeros out",
+            ),
             _ if error.kind() == io::ErrorKind::UnexpectedEof => (
                 ErrorKind::Corrupt,
                 "the data file is shorter than the volume",
@@ -201,6 +241,25 @@ impl BlockDevice for FileDevice {
 
     fn access(&self) -> Access {
         self.open.access
+    }
+
+    async fn refresh(&self) -> Result<u64> {
+        const OP: &str = "refresh";
+        self.abandoned.settle().await;
+        let before = self.size();
+        let called = self.open.shared.called();
+        let (name, size) = self
+            .run(OP, ByteRange::new(0, before), None, {
+                let pool = self.pool.clone();
+                move |open| Ok(pool.size_now(open, called, before))
+            })
+            .await?
+            .map_err(|error| match error.get("volume") {
+                None => error.with("volume", &self.open.name),
+                Some(_) => error,
+            })?;
+        self.open.shared.seen(name, size);
+        Ok(self.size())
     }
 
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
@@ -259,11 +318,15 @@ impl BlockDevice for FileDevice {
 
     async fn discard(&self, range: ByteRange) -> Result<()> {
         const OP: &str = "discard";
-        self.zero(OP, range, true).await
+        let options = ZeroOptions {
+            may_discard: true,
+            fast_only: false,
+        };
+        self.zero(OP, range, options).await
     }
 
     async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<()> {
-        self.zero("write_zeroes", range, options.may_discard).await
+        self.zero("write_zeroes", range, options).await
     }
 
     async fn extents(&self, range: ByteRange) -> Result<ExtentStream> {
@@ -280,14 +343,14 @@ impl BlockDevice for FileDevice {
             file.into(),
             range,
             self.size(),
-            self.open.reflink,
+            self.pool.reflink,
             self.open.name.clone(),
         ))
     }
 }
 
 impl FileDevice {
-    async fn zero(&self, op: &'static str, range: ByteRange, may_discard: bool) -> Result<()> {
+    async fn zero(&self, op: &'static str, range: ByteRange, options: ZeroOptions) -> Result<()> {
         self.check_write(range, op)?;
         self.abandoned.settle().await;
         if range.is_empty() {
@@ -295,14 +358,16 @@ impl FileDevice {
         }
         let gate = self.open.shared.gate.clone().read_owned().await;
         self.run(op, range, Some(gate), move |open| {
-            let keep = !may_discard || open.provisioning == Provisioning::Thick;
+            let keep = !options.may_discard || open.provisioning == Provisioning::Thick;
             let result = if keep {
                 sys::zero_range(&open.file, range)
             } else {
                 sys::punch_hole(&open.file, range)
             };
             match result {
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EOPNOTSUPP) && !options.fast_only =>
+                {
                     write_zeros(&open.file, range)
                 }
                 result => result,

@@ -20,6 +20,7 @@ mod list;
 mod pool;
 mod queue;
 mod record;
+mod refresh;
 mod space;
 mod sys;
 

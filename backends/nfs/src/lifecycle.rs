@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
@@ -180,7 +179,7 @@ impl Inner {
         }
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
         loop {
-            let (_, record, file) = self.get_data(op, name, flags)?;
+            let (pool, record, file) = self.get_data(op, name, flags)?;
             if writes {
                 check_not_snapshot(op, &record, "opened for writing")?;
             }
@@ -203,7 +202,14 @@ impl Inner {
                         .with("attached_to", &attached.holder)
                         .help("detach it from there first, or open it read-only"));
                 }
-                _ if now.data == record.data => return Ok((now, file)),
+                _ if now.data == record.data => {
+                    if writes {
+                        // Who made, reverted or grew it may have been killed before that was
+                        // durable, and what is written from now on must not be lost with it.
+                        pool.settle().map_err(|e| self.data_error(op, e))?;
+                    }
+                    return Ok((now, file));
+                }
                 _ => {}
             }
         }
@@ -275,9 +281,7 @@ impl Inner {
                 .and_then(|()| file.sync_all())
                 .map_err(failed)?;
         }
-        if let Some(shared) = self.open_volumes.get(record.id) {
-            shared.size.store(size.bytes(), Ordering::Release);
-        }
+        self.open_volumes.grown(record.id, size.bytes());
         self.describe(OP, name, &record, &file)
     }
 

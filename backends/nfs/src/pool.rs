@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
@@ -170,14 +169,24 @@ impl DirPool {
         let record = self
             .look(op, name, move |inner| inner.find(op, &looked))
             .await?;
-        let Some(shared) = record.and_then(|r| self.0.open_volumes.get(r.id)) else {
+        let Some(id) = record.map(|record| record.id) else {
             return Ok(Quiet::default());
         };
-        let gate = shared.gate.clone().write_owned().await;
-        Ok(Quiet {
-            writer: shared.exclusive_writer(),
-            _gate: Some(gate),
-        })
+        let volumes = &self.0.open_volumes;
+        while let Some(gate) = volumes.with(id, |shared| shared.gate.clone()) {
+            let held = gate.clone().write_owned().await;
+            // Closed and opened again meanwhile, it has another gate.
+            let writer = volumes.with(id, |shared| {
+                Arc::ptr_eq(&shared.gate, &gate).then(|| shared.exclusive_writer())
+            });
+            if let Some(Some(writer)) = writer {
+                return Ok(Quiet {
+                    writer,
+                    _gate: Some(held),
+                });
+            }
+        }
+        Ok(Quiet::default())
     }
 }
 
@@ -498,6 +507,7 @@ impl Pool for DirPool {
     ) -> Result<Arc<dyn BlockDevice>> {
         const OP: &str = "open_volume";
         let owned = name.clone();
+        let pool = self.0.clone();
         self.run(OP, &[name], &Control::new(), move |inner, _| {
             if options.take_over {
                 return Err(Error::new(ErrorKind::Unsupported, OP)
@@ -505,11 +515,7 @@ impl Pool for DirPool {
                     .help("end that writer; its lock ends with it"));
             }
             let (record, file) = inner.open(OP, &owned, options)?;
-            let size = record.virtual_size.bytes();
-            let shared = inner.open_volumes.get_or_insert(record.id, size);
-            shared.size.store(size, Ordering::Release);
-            let (provisioning, reflink) = (record.provisioning, inner.reflink);
-            let device = FileDevice::new(owned, file, options, provisioning, reflink, shared);
+            let device = FileDevice::new(pool, owned, file, options, &record);
             Ok(Arc::new(device) as Arc<dyn BlockDevice>)
         })
         .await

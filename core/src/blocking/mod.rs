@@ -372,6 +372,14 @@ impl Device {
         self.inner.access()
     }
 
+    /// See [`BlockDevice::refresh`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn refresh(&self) -> Result<u64> {
+        self.threads.wait("refresh", self.inner.refresh())?
+    }
+
     /// See [`BlockDevice::read_at`].
     ///
     /// # Errors

@@ -26,6 +26,7 @@ fn the_life_of_a_volume() {
     assert_eq!(device.access(), Access::ReadWrite);
     device.write_at(0, vec![1; 8192]).expect("write");
     device.flush().expect("flush");
+    assert_eq!(device.refresh().expect("refresh"), 65536);
     pool.snapshot_volume(&v, &s, Default::default())
         .expect("snapshot");
     device.discard(ByteRange::new(0, 4096)).expect("discard");

@@ -41,6 +41,11 @@ impl<H: Hook> BlockDevice for LayerDevice<H> {
         self.inner.access()
     }
 
+    async fn refresh(&self) -> Result<u64> {
+        let call = self.call("refresh", None);
+        self.hook.around(&call, self.inner.refresh()).await
+    }
+
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
         let call = self.call("read_at", Some(ByteRange::new(offset, length as u64)));
         let work = self.inner.read_at(offset, length);

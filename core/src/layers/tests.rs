@@ -33,7 +33,8 @@ const POOL_OPS: [&str; 17] = [
 ];
 
 /// Every method of an open volume that takes time.
-const DEVICE_OPS: [&str; 6] = [
+const DEVICE_OPS: [&str; 7] = [
+    "refresh",
     "read_at",
     "write_at",
     "flush",
@@ -173,6 +174,7 @@ async fn perform(pool: &dyn Pool, data: bool, op: &str) -> Result<()> {
 async fn perform_data(device: &dyn BlockDevice, op: &str) -> Result<()> {
     let range = ByteRange::new(0, 4096);
     match op {
+        "refresh" => device.refresh().await.map(drop),
         "read_at" => device.read_at(0, 4096).await.map(drop),
         "write_at" => device.write_at(0, vec![9; 4096].into()).await,
         "flush" => device.flush().await,

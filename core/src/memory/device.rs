@@ -92,6 +92,12 @@ impl BlockDevice for MemoryDevice {
         self.access
     }
 
+    async fn refresh(&self) -> Result<u64> {
+        let content = self.volume.read();
+        self.check(&content, ByteRange::new(0, 0), "refresh")?;
+        Ok(content.size)
+    }
+
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
         let range = ByteRange::new(offset, length as u64);
         let content = self.volume.read();

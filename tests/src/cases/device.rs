@@ -3,7 +3,9 @@
 use super::*;
 use bytes::Bytes;
 use futures::future::join_all;
-use volmux::{Access, ByteRange, ByteSize, OpenOptions, ResizeOptions, ZeroOptions};
+use volmux::{
+    Access, ByteRange, ByteSize, CreateOptions, ErrorKind, OpenOptions, ResizeOptions, ZeroOptions,
+};
 
 pub(crate) async fn device_says_what_it_is(ctx: &Ctx<'_>) {
     ctx.create("a", MIB).await;
@@ -67,7 +69,13 @@ pub(crate) async fn device_takes_requests_of_no_length(ctx: &Ctx<'_>) {
         written.expect("write");
         device.discard(range).await.expect("discard");
         for may_discard in [false, true] {
-            let zeroed = device.write_zeroes(range, ZeroOptions { may_discard });
+            let zeroed = device.write_zeroes(
+                range,
+                ZeroOptions {
+                    may_discard,
+                    ..ZeroOptions::default()
+                },
+            );
             zeroed.await.expect("write zeroes");
         }
         let extents = device.extents(range).await.expect("extents");
@@ -162,6 +170,54 @@ pub(crate) async fn device_gives_discarded_space_back(ctx: &Ctx<'_>) {
         full.saturating_sub(used) > size / 2
     })
     .await;
+}
+
+pub(crate) async fn device_zeroes_fast_or_not_at_all(ctx: &Ctx<'_>) {
+    let mut data = ctx.filled("a", MIB, 1).await.to_vec();
+    let device = ctx.writer("a").await;
+    let ranges = [(4096, 65536), (100, 200), (300_000, 123_457), (MIB - 1, 1)];
+    for (i, (offset, length)) in ranges.into_iter().enumerate() {
+        let options = ZeroOptions {
+            may_discard: i % 2 == 1,
+            fast_only: true,
+        };
+        let range = ByteRange::new(offset, length);
+        let zeroed = device.write_zeroes(range, options).await;
+        if ctx.expect.fast_zeroes {
+            zeroed.expect("zero fast");
+            data[offset as usize..range.end() as usize].fill(0);
+        } else {
+            assert_error(zeroed, ErrorKind::Unsupported, "write_zeroes", "a");
+        }
+        let found = read_device(device.as_ref()).await;
+        assert_same(&found, &data, &format!("after {options:?} of {range:?}"));
+    }
+}
+
+pub(crate) async fn device_refresh_finds_the_volume_by_what_it_is(ctx: &Ctx<'_>) {
+    ctx.create("a", MIB).await;
+    let other = ctx.other_handle().await;
+    let writer = ctx.writer("a").await;
+    let reader = ctx.reader("a").await;
+    let renamed = other.rename_volume(&n("a"), &n("b")).await;
+    renamed.expect("rename");
+    assert_eq!(writer.refresh().await.expect("refresh"), MIB);
+    let options = CreateOptions::thin(ByteSize::new(5 * MIB));
+    let namesake = other.create_volume(&n("a"), options).await;
+    namesake.expect("another volume of the old name");
+    assert_eq!(writer.refresh().await.expect("refresh"), MIB);
+    let options = ResizeOptions::grow(ByteSize::new(2 * MIB));
+    let grown = other.resize_volume(&n("b"), options).await;
+    grown.expect("grow");
+    for device in [&writer, &reader] {
+        assert_eq!(device.refresh().await.expect("refresh"), 2 * MIB);
+        assert_eq!((device.size(), device.name()), (2 * MIB, &n("a")));
+    }
+    let back = other.rename_volume(&n("a"), &n("c")).await;
+    back.expect("the old name is free");
+    let back = other.rename_volume(&n("b"), &n("a")).await;
+    back.expect("rename back");
+    assert_eq!(reader.refresh().await.expect("refresh"), 2 * MIB);
 }
 
 pub(crate) async fn device_outlives_its_pool_handle(ctx: &Ctx<'_>) {

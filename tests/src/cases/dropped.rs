@@ -255,6 +255,8 @@ pub(crate) async fn c10_dropped_looks_change_nothing(ctx: &Ctx<'_>) {
         cut(polls, reader.read_at(0, MIB as usize)).await;
         let found = reader.read_at(0, MIB as usize).await.expect("read again");
         assert_same(&found, &data, "read again");
+        cut(polls, reader.refresh()).await;
+        assert_eq!(reader.refresh().await.expect("refresh again"), MIB);
     }
     assert_eq!(ctx.state().await, before);
 }

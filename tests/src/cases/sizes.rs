@@ -136,6 +136,29 @@ pub(crate) async fn c08_growing_works_while_in_use(ctx: &Ctx<'_>) {
     );
 }
 
+pub(crate) async fn c08_growing_through_another_handle_is_seen(ctx: &Ctx<'_>) {
+    let data = ctx.filled("a", MIB, 1).await;
+    let other = ctx.other_handle().await;
+    let writer = ctx.writer("a").await;
+    let reader = ctx.reader("a").await;
+    for device in [&writer, &reader] {
+        assert_eq!(device.refresh().await.expect("refresh"), MIB);
+    }
+    let options = ResizeOptions::grow(ByteSize::new(2 * MIB));
+    let grown = other.resize_volume(&n("a"), options).await;
+    grown.expect("grow");
+    for device in [&writer, &reader] {
+        assert_eq!(device.refresh().await.expect("refresh"), 2 * MIB);
+        assert_eq!(device.size(), 2 * MIB);
+    }
+    let written = writer.write_at(2 * MIB - 100, pattern(2, 100)).await;
+    written.expect("write in the new part");
+    let found = read_device(reader.as_ref()).await;
+    assert_same(&found[..MIB as usize], &data, "the old part");
+    let new = &found[2 * MIB as usize - 100..];
+    assert_same(new, &pattern(2, 100), "the end");
+}
+
 pub(crate) async fn c08_thick_volumes_can_be_resized(ctx: &Ctx<'_>) {
     let options = CreateOptions::thick(ByteSize::new(MIB));
     let made = ctx.pool().create_volume(&n("a"), options).await;

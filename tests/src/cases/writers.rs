@@ -70,7 +70,13 @@ pub(crate) async fn c09_a_reader_cannot_write(ctx: &Ctx<'_>) {
     ctx.refused(result, kind, "discard", "a", &before).await;
     for may_discard in [false, true] {
         let result = reader
-            .write_zeroes(range, ZeroOptions { may_discard })
+            .write_zeroes(
+                range,
+                ZeroOptions {
+                    may_discard,
+                    ..ZeroOptions::default()
+                },
+            )
             .await;
         ctx.refused(result, kind, "write_zeroes", "a", &before)
             .await;
@@ -286,6 +292,8 @@ pub(crate) async fn c09_taking_over_fences_the_old_writer(ctx: &Ctx<'_>) {
         .await;
     let result = old.read_at(0, 512).await;
     ctx.refused(result, kind, "read_at", "a", &before).await;
+    ctx.refused(old.refresh().await, kind, "refresh", "a", &before)
+        .await;
     new.write_at(0, pattern(4, 512))
         .await
         .expect("the new one writes");

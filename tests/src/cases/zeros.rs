@@ -35,6 +35,7 @@ async fn zero_ranges(ctx: &Ctx<'_>, how: How) {
         let range = ByteRange::new(offset, length);
         let options = ZeroOptions {
             may_discard: matches!(how, How::ZeroAndDiscard),
+            ..ZeroOptions::default()
         };
         let done = match how {
             How::Discard => device.discard(range).await,
@@ -97,7 +98,10 @@ pub(crate) async fn c07_huge_ranges_can_be_discarded_and_zeroed(ctx: &Ctx<'_>) {
         let zeroed = if round == 0 {
             device.discard(range).await
         } else {
-            let options = ZeroOptions { may_discard: true };
+            let options = ZeroOptions {
+                may_discard: true,
+                ..ZeroOptions::default()
+            };
             device.write_zeroes(range, options).await
         };
         zeroed.expect("zero a huge range");

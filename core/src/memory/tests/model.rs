@@ -136,7 +136,10 @@ impl Run {
                 let (offset, length) = self.cut(offset, length);
                 let range = ByteRange::new(offset, length);
                 let device = open(&self.pool, "a").await;
-                let options = ZeroOptions { may_discard };
+                let options = ZeroOptions {
+                    may_discard,
+                    fast_only: true,
+                };
                 device.write_zeroes(range, options).await.expect("zero");
                 if may_discard {
                     self.image.free(offset, length);

@@ -58,7 +58,13 @@ async fn zeros_that_are_written_count_and_can_be_overwritten_in_a_full_pool() {
     device.write_at(100, filled(1, 2)).await.expect("write");
     assert_eq!(used(&pool).await, 8);
     let freed = device
-        .write_zeroes(whole, ZeroOptions { may_discard: true })
+        .write_zeroes(
+            whole,
+            ZeroOptions {
+                may_discard: true,
+                ..ZeroOptions::default()
+            },
+        )
         .await;
     freed.expect("free");
     assert_eq!(used(&pool).await, 0);
