@@ -80,7 +80,9 @@ impl Certificates {
     ) -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(certificate(&self.client().join("ca-cert.pem"))).expect("a root");
+        roots
+            .add(certificate(&self.client().join("ca-cert.pem")))
+            .expect("a root");
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .expect("versions")
@@ -98,7 +100,9 @@ impl Certificates {
 
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.distinguished_name.push(DnType::CommonName, "volmux test authority");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "volmux test authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")

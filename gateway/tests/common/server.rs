@@ -105,7 +105,9 @@ impl Setup {
     /// Makes a volume.
     pub fn unlisted(self, volume: &str, size: u64) -> Setup {
         let options = CreateOptions::thin(ByteSize::new(size));
-        let made = self.runtime.block_on(self.pool.create_volume(&name(volume), options));
+        let made = self
+            .runtime
+            .block_on(self.pool.create_volume(&name(volume), options));
         assert_eq!(made.expect("create").virtual_size.bytes(), size);
         self
     }
@@ -163,7 +165,11 @@ impl Setup {
         let local = "127.0.0.1:0".parse().expect("an address");
         let options = ServeOptions {
             exports: self.every.take().unwrap_or(listed),
-            listen: vec![if self.tcp { Listen::Tcp(local) } else { socket("nbd") }],
+            listen: vec![if self.tcp {
+                Listen::Tcp(local)
+            } else {
+                socket("nbd")
+            }],
             tls: self.tls.take(),
             statistics: self.statistics.then(|| socket("statistics")),
             limits: self.limits,
@@ -222,7 +228,10 @@ impl TestServer {
 
     /// Runs `work` on the server's threads.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        self.runtime.as_ref().expect("until it is dropped").block_on(work)
+        self.runtime
+            .as_ref()
+            .expect("until it is dropped")
+            .block_on(work)
     }
 
     pub fn server(&self) -> &Server {
@@ -252,13 +261,17 @@ impl TestServer {
     pub fn content(&self, volume: &str) -> Vec<u8> {
         let device = self.device(volume, OpenOptions::read_only()).expect("open");
         let size = usize::try_from(device.size()).expect("a small volume");
-        self.block_on(device.read_at(0, size)).expect("read").to_vec()
+        self.block_on(device.read_at(0, size))
+            .expect("read")
+            .to_vec()
     }
 
     /// Takes a snapshot, past the server.
     pub fn snapshot(&self, volume: &str, snapshot: &str) -> Volume {
         let (volume, snapshot) = (name(volume), name(snapshot));
-        let made = self.pool.snapshot_volume(&volume, &snapshot, Default::default());
+        let made = self
+            .pool
+            .snapshot_volume(&volume, &snapshot, Default::default());
         self.block_on(made).expect("snapshot")
     }
 

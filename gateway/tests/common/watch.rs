@@ -67,7 +67,10 @@ impl Watch {
     }
 
     fn push(&self, step: Step) {
-        self.steps.lock().expect("no test panics in here").push(step);
+        self.steps
+            .lock()
+            .expect("no test panics in here")
+            .push(step);
     }
 }
 
