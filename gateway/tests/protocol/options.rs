@@ -21,7 +21,16 @@ fn goes_on(mut client: Client) {
 fn an_unknown_option_is_unsupported_with_data_or_without() {
     let server = server();
     let mut client = server.greeted();
-    for option in [0, opt::PEEK_EXPORT, 12, 13, 255, 1 << 16, u32::MAX, rep::ERR_UNSUP] {
+    for option in [
+        0,
+        opt::PEEK_EXPORT,
+        12,
+        13,
+        255,
+        1 << 16,
+        u32::MAX,
+        rep::ERR_UNSUP,
+    ] {
         for data in [&b""[..], b"x", &[0xff; 4096]] {
             client.refused(option, data, rep::ERR_UNSUP);
         }
@@ -81,7 +90,10 @@ fn a_name_that_is_no_text_is_refused() {
         for option in [opt::INFO, opt::GO] {
             let replies = client.option(option, &data);
             let kind = replies.last().expect("a reply").kind;
-            assert!([rep::ERR_INVALID, rep::ERR_UNKNOWN].contains(&kind), "{kind:#x}");
+            assert!(
+                [rep::ERR_INVALID, rep::ERR_UNKNOWN].contains(&kind),
+                "{kind:#x}"
+            );
         }
     }
     goes_on(client);
@@ -107,7 +119,10 @@ fn structured_replies_may_be_asked_for_twice() {
     let mut client = server.greeted();
     client.negotiate(Mode::Structured);
     let again = client.option(opt::STRUCTURED_REPLY, &[]);
-    assert!([rep::ACK, rep::ERR_INVALID].contains(&again[0].kind), "{again:?}");
+    assert!(
+        [rep::ACK, rep::ERR_INVALID].contains(&again[0].kind),
+        "{again:?}"
+    );
     goes_on(client);
 }
 
@@ -119,7 +134,10 @@ fn extended_headers_come_before_or_after_structured_replies_and_win() {
     client.negotiate(Mode::Extended);
     client.refused(opt::STRUCTURED_REPLY, &[], rep::ERR_EXT_HEADER_REQD);
     let again = client.option(opt::EXTENDED_HEADERS, &[]);
-    assert!([rep::ACK, rep::ERR_INVALID].contains(&again[0].kind), "{again:?}");
+    assert!(
+        [rep::ACK, rep::ERR_INVALID].contains(&again[0].kind),
+        "{again:?}"
+    );
     goes_on(client);
 }
 
@@ -143,7 +161,10 @@ fn metadata_contexts_need_structured_replies() {
     client.refused(opt::SET_META_CONTEXT, &asked, rep::ERR_INVALID);
     client.refused(opt::LIST_META_CONTEXT, &asked, rep::ERR_INVALID);
     client.negotiate(Mode::Structured);
-    assert_eq!(client.select("vol", &["base:allocation"]), ["base:allocation"]);
+    assert_eq!(
+        client.select("vol", &["base:allocation"]),
+        ["base:allocation"]
+    );
     goes_on(client);
 }
 
@@ -189,7 +210,10 @@ fn metadata_contexts_of_an_unknown_export_are_refused() {
 
 #[test]
 fn an_option_longer_than_the_limit_is_not_taken_in() {
-    let server = Setup::memory().volume("vol", MIB).limits(|l| l.option_length = 4096).start();
+    let server = Setup::memory()
+        .volume("vol", MIB)
+        .limits(|l| l.option_length = 4096)
+        .start();
     // One that fits to the byte.
     let mut client = server.greeted();
     client.refused(99, &[0xaa; 4096], rep::ERR_UNSUP);
@@ -209,7 +233,10 @@ fn an_option_longer_than_the_limit_is_not_taken_in() {
     client.send(&wire::option(99, &[0xaa; 4097]));
     client.stream().end_writing().expect("shutdown");
     let rest = client.rest();
-    assert!(rest.is_empty() || rest[12..16] == rep::ERR_TOO_BIG.to_be_bytes(), "{rest:02x?}");
+    assert!(
+        rest.is_empty() || rest[12..16] == rep::ERR_TOO_BIG.to_be_bytes(),
+        "{rest:02x?}"
+    );
     server.log.expect_warning(&["peer=", "4096"]);
     goes_on(server.greeted());
 }
