@@ -279,10 +279,6 @@ impl Flags {
                 "a flag that this command does not have",
             ));
         }
-        let payload = header.flags & PAYLOAD_LEN != 0;
-        if mode == Mode::Extended && header.command == command::WRITE && !payload {
-            return Err(Failure::new(Errno::Inval, "a write without its payload"));
-        }
         Ok(Flags(header.flags))
     }
 

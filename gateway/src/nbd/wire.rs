@@ -174,11 +174,12 @@ impl Header {
     }
 
     /// How many bytes follow the header.
+    ///
+    /// A write always has them: QEMU's client (seen in 10.0) leaves out the flag that extended
+    /// headers want with it, and its server takes that too.
     pub(crate) fn payload(&self, mode: Mode) -> u64 {
-        let follows = match mode {
-            Mode::Extended => self.flags & command_flag::PAYLOAD_LEN != 0,
-            Mode::Simple | Mode::Structured => self.command == command::WRITE,
-        };
+        let flagged = mode == Mode::Extended && self.flags & command_flag::PAYLOAD_LEN != 0;
+        let follows = flagged || self.command == command::WRITE;
         if follows { self.length } else { 0 }
     }
 }
