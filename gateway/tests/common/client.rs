@@ -464,11 +464,13 @@ impl Client {
         config: Arc<rustls::ClientConfig>,
         server: &str,
     ) -> io::Result<Client> {
-        assert_eq!(
-            self.has_received(),
-            0,
-            "nothing comes in plain after the ACK"
-        );
+        if let Some(first) = self.received.first() {
+            assert_eq!(
+                *first, 0x15,
+                "nothing but an alert comes before the client's hello"
+            );
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
         let name = server.to_owned().try_into().expect("a server's name");
         let tls = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
         let plain = std::mem::replace(&mut self.stream, Stream::None);

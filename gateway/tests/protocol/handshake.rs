@@ -396,10 +396,6 @@ fn a_volume_of_all_stays_open_for_a_client_that_was_cut_off_until_the_release_ti
         .device("vol", OpenOptions::read_write())
         .expect_err("it is held");
     assert_eq!(busy.kind(), volmux_core::ErrorKind::Busy);
-    server.open("vol", Mode::Simple).disconnect();
-    eventually("it is closed", || {
-        server.device("vol", OpenOptions::read_write()).is_ok()
-    });
 
     let setup = Setup::memory().unlisted("vol", MIB).every_volume();
     let server = setup
