@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,20 +139,25 @@ impl Client {
     /// Connects and reads the server's greeting.
     pub fn connect(address: &Address) -> Client {
         let mut client = Client::connect_silently(address);
-        assert_eq!(client.u64(), wire::GREETING);
-        assert_eq!(client.u64(), wire::I_HAVE_OPT);
-        assert_eq!(
-            client.u16(),
-            3,
-            "fixed newstyle and no zeroes, nothing else"
-        );
+        client.read_greeting();
         client
+    }
+
+    fn read_greeting(&mut self) {
+        assert_eq!(self.u64(), wire::GREETING);
+        assert_eq!(self.u64(), wire::I_HAVE_OPT);
+        let flags = self.u16();
+        assert_eq!(flags, 3, "fixed newstyle and no zeroes, nothing else");
     }
 
     /// Connects and reads nothing.
     pub fn connect_silently(address: &Address) -> Client {
+        Client::over(Stream::connect(address).expect("connect"))
+    }
+
+    fn over(stream: Stream) -> Client {
         Client {
-            stream: Stream::connect(address).expect("connect"),
+            stream,
             received: Vec::new(),
             mode: Mode::Simple,
             export: ExportInfo::default(),
@@ -160,6 +165,22 @@ impl Client {
             pending: BTreeMap::new(),
             next_cookie: 0x1122_3344_5566_7788,
         }
+    }
+
+    /// As [`greeted`](Self::greeted), from one of this host's own addresses.
+    pub fn from_address(server: SocketAddr, from: IpAddr) -> Client {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&socket, &SocketAddr::new(from, 0)).expect("an address of this host");
+        connect(&socket, &server).expect("connect");
+        let stream = TcpStream::from(socket);
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a time limit");
+        let mut client = Client::over(Stream::Tcp(stream));
+        client.read_greeting();
+        client.client_flags(wire::FIXED_NEWSTYLE | wire::NO_ZEROES);
+        client
     }
 
     /// Connected, and the usual client flags are sent.
@@ -266,6 +287,22 @@ impl Client {
                     _ => panic!("the server does not hang up: {error}"),
                 },
             }
+        }
+    }
+
+    /// The server ends TLS in order, and then the connection.
+    #[track_caller]
+    pub fn expect_tls_end(&mut self) {
+        let got = self.stream.read(&mut [0; 16]);
+        assert_eq!(got.expect("TLS's closing message comes first"), 0);
+    }
+
+    /// Some bytes, from a server that may have gone away.
+    pub fn try_receive(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; 4096];
+        match self.stream.read(&mut bytes)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            got => Ok(bytes[..got].to_vec()),
         }
     }
 
@@ -411,18 +448,29 @@ impl Client {
         *found.unwrap_or_else(|| panic!("{name} is not selected")).0
     }
 
-    /// Begins TLS on the connection. `Err` if the TLS handshake fails.
+    /// Asks for TLS and begins it. `Err` if the TLS handshake fails.
     pub fn start_tls(
         mut self,
         config: Arc<rustls::ClientConfig>,
         server: &str,
     ) -> io::Result<Client> {
         self.acknowledged(opt::STARTTLS, &[]);
-        assert_eq!(
-            self.has_received(),
-            0,
-            "nothing comes in plain after the ACK"
-        );
+        self.begin_tls(config, server)
+    }
+
+    /// Begins TLS, which was asked for. `Err` if the TLS handshake fails.
+    pub fn begin_tls(
+        mut self,
+        config: Arc<rustls::ClientConfig>,
+        server: &str,
+    ) -> io::Result<Client> {
+        if let Some(first) = self.received.first() {
+            assert_eq!(
+                *first, 0x15,
+                "nothing but an alert comes before the client's hello"
+            );
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
         let name = server.to_owned().try_into().expect("a server's name");
         let tls = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
         let plain = std::mem::replace(&mut self.stream, Stream::None);

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tracing::Dispatch;
 use volmux_core::layers::{FaultPlan, Faulty};
 use volmux_core::memory::MemoryPool;
 use volmux_core::{
@@ -66,21 +65,15 @@ impl Setup {
 
     /// Any pool.
     pub fn over(pool: Arc<dyn Pool>) -> Setup {
-        let log = Log::default();
-        let dispatch = Dispatch::new(log.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
-            .on_thread_start(move || {
-                // The thread belongs to this server until it ends.
-                std::mem::forget(tracing::dispatcher::set_default(&dispatch));
-            })
             .enable_all()
             .build()
             .expect("a runtime");
         Setup {
             pool,
+            log: Log::of(runtime.handle()),
             runtime,
-            log,
             listed: Vec::new(),
             every: None,
             limits: Limits::default(),
@@ -174,7 +167,6 @@ impl Setup {
             statistics: self.statistics.then(|| socket("statistics")),
             limits: self.limits,
         };
-        let _log = tracing::dispatcher::set_default(&Dispatch::new(self.log.clone()));
         let served = volmux_gateway::serve(self.pool.clone(), options);
         match self.runtime.block_on(served) {
             Ok(server) => Ok(TestServer {
@@ -290,6 +282,13 @@ impl TestServer {
     pub fn stop(&mut self, within: Duration) -> Result<()> {
         let server = self.server.take().expect("it is stopped once");
         self.block_on(server.stop(within))
+    }
+
+    /// Stops it in good order, in the background.
+    pub fn begin_to_stop(&mut self, within: Duration) -> tokio::task::JoinHandle<Result<()>> {
+        let server = self.server.take().expect("it is stopped once");
+        let runtime = self.runtime.as_ref().expect("until it is dropped");
+        runtime.spawn(server.stop(within))
     }
 
     /// Ends it at once.
