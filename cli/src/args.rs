@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use volmux::ErrorKind;
 
+use crate::serve::ServeArgs;
+
 /// Volumes, snapshots and clones on any storage, for any hypervisor.
 ///
 /// A pool is one place that holds volumes. It is named by a URL (dir:///srv/volumes) or by its name
@@ -50,6 +52,8 @@ pub enum Command {
     /// Make, change, copy and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Serve volumes to other programs over NBD, until stopped (into a file: volume export)
+    Export(Box<ServeArgs>),
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -180,7 +184,7 @@ pub enum VolumeCommand {
     },
     /// Make a volume from an image file
     Import(ImportArgs),
-    /// Write a volume to an image file
+    /// Write a volume to an image file (to serve it over NBD: volmux export)
     Export(ExportArgs),
     /// End an attachment whose holder is gone for good; refused while its writer still runs
     Detach {

@@ -13,12 +13,14 @@ mod output;
 mod pool;
 mod qemu_img;
 mod raw_file;
+mod serve;
 mod signals;
 mod stale;
 mod verify;
 mod volume;
 
 use clap::Parser;
+use listenfd::ListenFd;
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
 use volmux::{Error, Result};
@@ -29,6 +31,8 @@ use crate::args::{Cli, Command};
 fn main() {
     let cli = Cli::parse();
     let level = match cli.global.verbose {
+        // Whom a server turned away and why is told nowhere else.
+        0 if matches!(cli.command, Command::Export(_)) => Level::WARN,
         // A pool's warnings are told in this program's own words, and as JSON where that is asked for.
         0 => Level::ERROR,
         1 => Level::INFO,
@@ -53,6 +57,8 @@ fn main() {
 }
 
 fn run(app: &App, command: Command) -> Result<u8> {
+    // It changes the environment, which is not safe once there are other threads.
+    let handed_over = ListenFd::from_env();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -62,6 +68,7 @@ fn run(app: &App, command: Command) -> Result<u8> {
         match command {
             Command::Pool(command) => Box::pin(pool::run(app, command)).await,
             Command::Volume(command) => Box::pin(volume::run(app, command)).await,
+            Command::Export(args) => Box::pin(serve::run(app, &args, handed_over)).await,
             Command::Completions { shell } => generate::completions(app, shell),
             Command::Man { dir } => generate::man(app, dir.as_deref()),
         }

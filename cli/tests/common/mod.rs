@@ -1,6 +1,8 @@
 //! A pool in a temporary directory, and the program run on it.
 #![allow(dead_code, missing_docs)]
 
+pub mod serving;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

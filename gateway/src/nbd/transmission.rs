@@ -1,0 +1,557 @@
+//! The transmission phase of one connection, on a thread of its own.
+//!
+//! The thread receives what is there, begins every request of it, and sends all replies that this
+//! gave at once. A request that its volume answers right away never leaves the thread; the others
+//! are futures that it looks at again when they call. Two system calls serve a client that sends
+//! one request at a time, and many requests share them when it sends many.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind as Io};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{Shutdown, shutdown};
+use tokio::sync::Notify;
+use volmux_core::{Error, ErrorKind};
+
+use super::input::{Admit, Input, Next};
+use super::output::Output;
+use super::request::{Answer, Failure, Session, Task};
+use super::wire::{Errno, Header, STRING_LENGTH, command};
+use crate::budget::Budget;
+use crate::options::Limits;
+use crate::stats::Op;
+use crate::transport::{Socket, Transport};
+use crate::wakeup::Wakeup;
+
+/// With so many bytes of replies waiting, they are sent before more is begun.
+const SEND_AT: usize = 256 << 10;
+
+const RUNNING: u8 = 0;
+const DRAINING: u8 = 1;
+const CUT: u8 = 2;
+
+/// How often a thread that waits for input is looked at before it is believed to have none.
+const IDLE_LOOKS: u32 = 3;
+const IDLE_PAUSE: Duration = Duration::from_millis(1);
+
+/// The server's hand on a connection.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    state: AtomicU8,
+    socket: Socket,
+    wakeup: Arc<Wakeup>,
+    /// The thread waits for input and has nothing else to do.
+    idle: AtomicBool,
+    /// The number of checkpoints that were asked for, and of the last that was passed.
+    asked: AtomicU64,
+    passed: AtomicU64,
+    pass: Notify,
+}
+
+impl Handle {
+    /// Waits until every request that the client has sent up to now is done, or will never begin.
+    ///
+    /// A client that lost its connection sends its requests again on a new one. Had an old write
+    /// still been under way, or unread in the old socket, it could land on top of a newer one.
+    pub(crate) async fn checkpoint(&self) {
+        let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        std::task::Wake::wake_by_ref(&self.wakeup);
+        let mut looks = 0;
+        loop {
+            let passed = self.pass.notified();
+            if self.passed.load(Ordering::SeqCst) >= number {
+                return;
+            }
+            // A thread that waits in recv(2) does not hear of it. If it goes on waiting, there is
+            // nothing that it should hear.
+            looks = if self.is_idle() { looks + 1 } else { 0 };
+            if looks > IDLE_LOOKS {
+                return;
+            }
+            let _ = tokio::time::timeout(IDLE_PAUSE, passed).await;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let unread = rustix::io::ioctl_fionread(&self.socket);
+        self.idle.load(Ordering::SeqCst) && unread == Ok(0)
+    }
+
+    /// Lets it answer what is under way, and end.
+    pub(crate) fn drain(&self) {
+        self.state.fetch_max(DRAINING, Ordering::SeqCst);
+        // A thread that waits for a request sees the end instead.
+        let _ = shutdown(&self.socket, Shutdown::Read);
+        std::task::Wake::wake_by_ref(&self.wakeup);
+    }
+
+    /// Ends it now.
+    pub(crate) fn cut(&self) {
+        self.state.store(CUT, Ordering::SeqCst);
+        let _ = shutdown(&self.socket, Shutdown::Both);
+        std::task::Wake::wake_by_ref(&self.wakeup);
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client said that it goes.
+    Disconnected,
+    /// The client closed the connection without a word.
+    Vanished,
+    /// The server was stopped.
+    Stopped,
+    /// The client broke the protocol.
+    Violation(String),
+    /// The connection broke.
+    Lost(io::Error),
+}
+
+/// What is known of a request between its header and its end.
+#[derive(Debug)]
+struct Ticket {
+    task: Result<Task, Failure>,
+    memory: u64,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+struct Begun {
+    header: Header,
+    op: Op,
+    length: u64,
+    memory: u64,
+    since: Instant,
+    number: u64,
+}
+
+type Work = BoxFuture<'static, (Begun, Result<Answer, Failure>)>;
+
+/// The transmission phase of one connection.
+pub(crate) struct Connection {
+    transport: Transport,
+    session: Arc<Session>,
+    handle: Arc<Handle>,
+    waker: Waker,
+    budget: Arc<Budget>,
+    limits: Limits,
+    input: Input<Ticket>,
+    output: Output,
+    work: FuturesUnordered<Work>,
+    /// The number of the last request that began, and those of the ones in `work`.
+    number: u64,
+    pending: BTreeSet<u64>,
+    /// A checkpoint that is not passed.
+    checkpoint: Option<Checkpoint>,
+    /// Memory that the requests under way have set aside, until their replies are sent.
+    memory: u64,
+    /// The next request waits for memory.
+    waits: bool,
+    /// Why no more requests are read, and until when the rest may take.
+    closing: Option<(End, Instant)>,
+}
+
+/// See [`Handle::checkpoint`].
+#[derive(Clone, Copy, Debug)]
+struct Checkpoint {
+    asked: u64,
+    /// Once the socket was seen empty: the last request that had begun by then.
+    last: Option<u64>,
+}
+
+impl Connection {
+    /// # Errors
+    /// The system has no more descriptors.
+    pub(crate) fn new(
+        transport: Transport,
+        session: Session,
+        budget: Arc<Budget>,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        let wakeup = Wakeup::new()?;
+        let mode = session.mode;
+        let connection = Connection {
+            handle: Arc::new(Handle {
+                state: AtomicU8::new(RUNNING),
+                socket: transport.socket().clone(),
+                wakeup: wakeup.clone(),
+                idle: AtomicBool::new(false),
+                asked: AtomicU64::new(0),
+                passed: AtomicU64::new(0),
+                pass: Notify::new(),
+            }),
+            waker: Waker::from(wakeup),
+            transport,
+            session: Arc::new(session),
+            budget,
+            limits,
+            input: Input::new(mode),
+            output: Output::new(mode),
+            work: FuturesUnordered::new(),
+            number: 0,
+            pending: BTreeSet::new(),
+            checkpoint: None,
+            memory: 0,
+            waits: false,
+            closing: None,
+        };
+        connection.session.export.connected(&connection.handle);
+        Ok(connection)
+    }
+
+    /// For the server.
+    pub(crate) fn handle(&self) -> Arc<Handle> {
+        self.handle.clone()
+    }
+
+    /// Serves the client to its end. The thread must be in the context of a tokio runtime.
+    pub(crate) fn run(mut self) -> End {
+        let end = match (self.serve(), self.closing.take()) {
+            (Ok(end), _) => end,
+            // It did not wait for the last replies.
+            (Err(_), Some((End::Disconnected, _))) => End::Disconnected,
+            (Err(error), _) => End::Lost(error),
+        };
+        if matches!(end, End::Disconnected) {
+            self.session.export.said_goodbye();
+        }
+        self.transport.close_sending();
+        end
+    }
+
+    fn serve(&mut self) -> io::Result<End> {
+        loop {
+            match self.handle.state.load(Ordering::SeqCst) {
+                CUT => return Ok(End::Stopped),
+                DRAINING => self.close(End::Stopped),
+                _ => {}
+            }
+            self.handle.wakeup.begin();
+            self.collect();
+            let more = self.begin_requests();
+            self.look_at_checkpoint();
+            let sent = self.send()?;
+            if more && sent {
+                continue;
+            }
+            let idle = sent && self.work.is_empty();
+            match &self.closing {
+                Some((_, until)) if idle || *until <= Instant::now() => {
+                    return Ok(self.closing.take().map_or(End::Stopped, |(end, _)| end));
+                }
+                None if idle && !self.waits && self.checkpoint.is_none() => {
+                    self.handle.idle.store(true, Ordering::SeqCst);
+                    let received = self.receive(true);
+                    self.handle.idle.store(false, Ordering::SeqCst);
+                    received?;
+                }
+                _ => self.sleep(sent)?,
+            }
+            if let Some(End::Vanished) = self.closing.as_ref().map(|(end, _)| end) {
+                // What is under way is dropped at once: the client may come back and send it
+                // again, and a device lets nothing that was dropped overtake what begins later.
+                return Ok(End::Vanished);
+            }
+        }
+    }
+
+    /// Passes a checkpoint if everything before it is done.
+    fn look_at_checkpoint(&mut self) {
+        let asked = self.handle.asked.load(Ordering::SeqCst);
+        if self.checkpoint.map_or_else(
+            || asked > self.handle.passed.load(Ordering::SeqCst),
+            |checkpoint| asked > checkpoint.asked,
+        ) {
+            self.checkpoint = Some(Checkpoint { asked, last: None });
+        }
+        let Some(checkpoint) = self.checkpoint else {
+            return;
+        };
+        // Requests that were received but not read are never begun once it is closing.
+        let last = checkpoint
+            .last
+            .or(self.closing.is_some().then_some(self.number));
+        if last.is_some_and(|last| self.pending.first().is_none_or(|first| *first > last)) {
+            self.handle.passed.store(checkpoint.asked, Ordering::SeqCst);
+            self.handle.pass.notify_waiters();
+            self.checkpoint = None;
+        }
+    }
+
+    /// Reads no more requests. What is under way is answered first.
+    fn close(&mut self, end: End) {
+        if self.closing.is_none() {
+            self.closing = Some((end, Instant::now() + self.limits.request_time));
+        }
+    }
+
+    /// Takes the results of the work that is done.
+    fn collect(&mut self) {
+        let waker = self.waker.clone();
+        let mut context = Context::from_waker(&waker);
+        while let Poll::Ready(Some((begun, result))) = self.work.poll_next_unpin(&mut context) {
+            self.pending.remove(&begun.number);
+            self.finish(&begun, result);
+        }
+    }
+
+    /// Begins the requests that are there; `true` if there are more that only wait for replies to
+    /// be sent.
+    fn begin_requests(&mut self) -> bool {
+        let before = self.work.len();
+        let more = loop {
+            if self.closing.is_some() || self.work.len() >= self.limits.in_flight_requests {
+                break false;
+            }
+            if self.output.pending() >= SEND_AT {
+                break true;
+            }
+            let next = {
+                let (session, budget, limits, waker) =
+                    (&self.session, &self.budget, &self.limits, &self.waker);
+                let memory = &mut self.memory;
+                self.input
+                    .next(|header| admit(header, session, budget, limits, memory, waker))
+            };
+            self.waits = matches!(next, Ok(Next::Waits));
+            match next {
+                Ok(Next::Request(header, ticket, payload)) => self.begin(header, ticket, payload),
+                Ok(Next::Incomplete | Next::Waits) => break false,
+                Ok(Next::Refused(header, ticket)) => {
+                    if let Err(failure) = ticket.task {
+                        self.output.reply(&header, Err(failure), 0);
+                    }
+                    let text = format!("a payload of {} bytes", header.length);
+                    self.close(End::Violation(text));
+                }
+                Err(magic) => {
+                    let text = format!("a request that begins with {:#010x}", magic.0);
+                    self.close(End::Violation(text));
+                }
+            }
+        };
+        if self.work.len() > before {
+            // So that their time limits begin.
+            self.collect();
+        }
+        more
+    }
+
+    fn begin(&mut self, header: Header, ticket: Ticket, payload: Bytes) {
+        let task = match ticket.task {
+            Ok(task) => task,
+            Err(failure) => return self.output.reply(&header, Err(failure), ticket.memory),
+        };
+        let Some(op) = task.op() else {
+            return self.close(End::Disconnected);
+        };
+        let begun = Begun {
+            header,
+            op,
+            length: task.length(),
+            memory: ticket.memory,
+            since: Instant::now(),
+            number: self.number + 1,
+        };
+        self.number += 1;
+        self.session.export.counters().begun();
+        let mut future = Box::pin(task.run(self.session.clone(), payload));
+        match future.as_mut().poll(&mut Context::from_waker(&self.waker)) {
+            Poll::Ready(result) => self.finish(&begun, result),
+            Poll::Pending => {
+                let session = self.session.clone();
+                let limit = self.limits.request_time;
+                let limited = async move {
+                    let result = match tokio::time::timeout(limit, future).await {
+                        Ok(result) => result,
+                        Err(_) => Err(session.failure(op.name(), &timed_out(op, limit))),
+                    };
+                    (begun, result)
+                };
+                self.pending.insert(self.number);
+                self.work.push(limited.boxed());
+            }
+        }
+    }
+
+    fn finish(&mut self, begun: &Begun, result: Result<Answer, Failure>) {
+        let bytes = result.is_ok().then_some(begun.length);
+        self.session
+            .export
+            .counters()
+            .answered(begun.op, bytes, begun.since.elapsed());
+        self.output.reply(&begun.header, result, begun.memory);
+    }
+
+    /// Sends what can be sent now; `true` once nothing is left.
+    fn send(&mut self) -> io::Result<bool> {
+        while self.output.pending() > 0 {
+            let transport = &mut self.transport;
+            match self.output.send_with(|slices| transport.send(slices)) {
+                Ok(memory) => {
+                    self.memory -= memory;
+                    self.budget.give_back(memory);
+                }
+                Err(error) if error.kind() == Io::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        self.transport.flush()
+    }
+
+    fn receive(&mut self, wait: bool) -> io::Result<()> {
+        let (buffer, most) = self.input.room();
+        match self.transport.receive(buffer, most, wait) {
+            Ok(0) => {
+                // Stopping ends the socket's input too.
+                if !self.is_stopping() {
+                    self.close(End::Vanished);
+                }
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == Io::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sleeps until there is something to do, and receives what came.
+    fn sleep(&mut self, sent: bool) -> io::Result<()> {
+        let wants_input = self.closing.is_none()
+            && !self.waits
+            && self.work.len() < self.limits.in_flight_requests
+            && self.output.pending() < SEND_AT;
+        if wants_input && self.transport.has_input() {
+            return self.receive(false);
+        }
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::IN, wants_input);
+        events.set(PollFlags::OUT, !sent);
+        // Whether the client is there is of interest even when nothing else is asked of it.
+        events.set(PollFlags::RDHUP, self.closing.is_none());
+        let looking = self.checkpoint.is_some_and(|c| c.last.is_none()) && wants_input;
+        let limit = if !looking && self.handle.wakeup.may_sleep() {
+            let until = self.closing.as_ref().map(|(_, until)| *until);
+            until.map(|until| until.saturating_duration_since(Instant::now()))
+        } else {
+            Some(Duration::ZERO)
+        };
+        let (mut came, mut called, mut gone) = (false, false, false);
+        {
+            let (wakeup, socket) = (self.handle.wakeup.event(), self.transport.socket());
+            let mut fds = [
+                PollFd::new(&wakeup, PollFlags::IN),
+                PollFd::new(socket, events),
+            ];
+            // A socket that has ended would wake us again and again when nothing is asked of it.
+            let fds = if events.is_empty() {
+                &mut fds[..1]
+            } else {
+                &mut fds[..]
+            };
+            let limit = limit.map(|limit| Timespec {
+                tv_sec: limit.as_secs().min(3600) as i64,
+                tv_nsec: limit.subsec_nanos().into(),
+            });
+            match poll(fds, limit.as_ref()) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => {
+                    called = !fds[0].revents().is_empty();
+                    let found = fds.get(1).map_or(PollFlags::empty(), PollFd::revents);
+                    came = found.contains(PollFlags::IN);
+                    gone = found.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if called {
+            self.handle.wakeup.clear_event();
+        }
+        if came && wants_input {
+            self.receive(false)?;
+        } else if gone && self.closing.is_none() && !self.is_stopping() {
+            // There is no room to read what it sent last, and nobody waits for that any more.
+            self.close(End::Vanished);
+        } else if looking && let Some(checkpoint) = &mut self.checkpoint {
+            checkpoint.last = Some(self.number);
+        }
+        Ok(())
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.handle.state.load(Ordering::SeqCst) != RUNNING
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.session.export.counters().abandoned(self.work.len());
+        self.budget.give_back(self.memory);
+        // Dropped before the checkpoint is passed.
+        self.work.clear();
+        self.handle.passed.store(u64::MAX, Ordering::SeqCst);
+        self.handle.pass.notify_waiters();
+    }
+}
+
+/// Whether a request may begin.
+fn admit(
+    header: &Header,
+    session: &Session,
+    budget: &Budget,
+    limits: &Limits,
+    memory: &mut u64,
+    waker: &Waker,
+) -> Admit<Ticket> {
+    let payload = header.payload(session.mode);
+    if payload > u64::from(limits.request_length) {
+        let failure = Failure {
+            errno: Errno::Inval,
+            message: format!("the longest request has {} bytes", limits.request_length),
+        };
+        return Admit::Refuse(Ticket {
+            task: Err(failure),
+            memory: 0,
+        });
+    }
+    let task = match Task::check(header, session) {
+        Ok(_) if header.command == command::BLOCK_STATUS && payload > STRING_LENGTH as u64 => {
+            Err(Failure {
+                errno: Errno::Inval,
+                message: "a payload that names too many contexts".to_owned(),
+            })
+        }
+        task => task,
+    };
+    let Ok(task) = task else {
+        return Admit::Skip(Ticket { task, memory: 0 });
+    };
+    let needed = task.memory() + payload;
+    // One that has nothing under way is always let in: it may be that the others never end.
+    if *memory == 0 {
+        budget.take(needed);
+    } else if *memory + needed > limits.in_flight_per_connection || !budget.try_take(needed, waker)
+    {
+        return Admit::Wait;
+    }
+    *memory += needed;
+    Admit::Take(Ticket {
+        task: Ok(task),
+        memory: needed,
+    })
+}
+
+fn timed_out(op: Op, limit: Duration) -> Error {
+    Error::new(ErrorKind::TimedOut, op.name())
+        .with("seconds", limit.as_secs())
+        .reason("the pool did not answer in time")
+        .help("look at the pool's storage; the request may or may not have taken effect")
+}
