@@ -12,7 +12,7 @@ use futures::future::join_all;
 use futures::stream::BoxStream;
 use volmux_core::{
     Access, BlockDevice, Error, ErrorKind, ExtentQuery, ExtentStream, OpenOptions, OriginKind,
-    Pool, Result, Sharing, Support, Volume, VolumeName,
+    Pool, Result, Sharing, Support, Volume, VolumeId, VolumeName,
 };
 
 use crate::nbd::transmission::Handle;
@@ -527,15 +527,17 @@ impl Attached {
         self.client.catalog.pool.extents(self.name(), query).await
     }
 
-    /// Fails if the volume's name means another volume by now.
-    pub(crate) async fn check_same_volume(&self) -> Result<()> {
-        let now = self.client.catalog.pool.volume(self.name()).await?;
-        if now.id == self.volume().id {
-            return Ok(());
+    /// Fails if the volume's name, or that of its snapshot, means another volume by now.
+    pub(crate) async fn check_names(&self, snapshot: &VolumeName, id: VolumeId) -> Result<()> {
+        for (name, id) in [(self.name(), self.volume().id), (snapshot, id)] {
+            let now = self.client.catalog.pool.volume(name).await?;
+            if now.id != id {
+                return Err(Error::new(ErrorKind::NotFound, "extents")
+                    .with("volume", name)
+                    .reason("it was renamed or deleted, and another has its name now"));
+            }
         }
-        Err(Error::new(ErrorKind::NotFound, "extents")
-            .with("volume", self.name())
-            .reason("the volume was renamed, and another has its name now"))
+        Ok(())
     }
 
     /// Logs what went wrong, not too often.
@@ -543,11 +545,8 @@ impl Attached {
         if error.kind() == ErrorKind::Fenced {
             self.open.fenced.store(true, Ordering::Release);
         }
-        // Mistakes of the client, not of the volume; and the answer to a question.
-        if matches!(
-            error.kind(),
-            ErrorKind::InvalidInput | ErrorKind::Unsupported
-        ) {
+        // The answer to a question: whether it can be done fast.
+        if error.kind() == ErrorKind::Unsupported {
             return;
         }
         let mut complaints = self

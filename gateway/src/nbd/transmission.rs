@@ -30,6 +30,10 @@ use crate::stats::Op;
 use crate::transport::{Socket, Transport};
 use crate::wakeup::Wakeup;
 
+/// A payload of this length is read over if need be, and the client goes on: clients need not ask
+/// for limits above it (proto.md, "Size constraints").
+const SKIPPED: u64 = 32 << 20;
+
 /// With so many bytes of replies waiting, they are sent before more is begun.
 const SEND_AT: usize = 256 << 10;
 
@@ -348,7 +352,10 @@ impl Connection {
     fn begin(&mut self, header: Header, ticket: Ticket, payload: Bytes) {
         let task = match ticket.task {
             Ok(task) => task,
-            Err(failure) => return self.output.reply(&header, Err(failure), ticket.memory),
+            Err(failure) => {
+                self.session.log_refusal(&header, &failure);
+                return self.output.reply(&header, Err(failure), ticket.memory);
+            }
         };
         let Some(op) = task.op() else {
             return self.close(End::Disconnected);
@@ -512,7 +519,7 @@ fn admit(
     waker: &Waker,
 ) -> Admit<Ticket> {
     let payload = header.payload(session.mode);
-    if payload > u64::from(limits.request_length) {
+    if payload > u64::from(limits.request_length).max(SKIPPED) {
         let failure = Failure {
             errno: Errno::Inval,
             message: format!("the longest request has {} bytes", limits.request_length),
