@@ -4,6 +4,8 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use common::serving::{Serving, tool};
 use common::{Place, wait_until};
@@ -133,9 +135,12 @@ fn parse(text: &str) -> BTreeMap<String, Family> {
 fn prometheus_can_scrape_it() {
     let place = Place::new();
     let (serving, at) = used(&place);
-    let url = at.replace("tcp:", "http://") + "/metrics";
-    let answer = tool("curl", &["-sSi", "--max-time", "60", &url]);
-    let (head, body) = answer.ok().split_once("\r\n\r\n").expect("head and body");
+    let mut stream = TcpStream::connect(&at["tcp:".len()..]).expect("connect");
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
     assert!(
         head.contains("application/openmetrics-text; version=1.0.0"),
