@@ -7,6 +7,7 @@
 mod attach;
 mod audit;
 pub mod blocking;
+mod buffer;
 mod capability;
 mod control;
 mod device;
@@ -23,6 +24,7 @@ mod volume;
 
 pub use attach::{Access, AttachOptions, AttachTarget, Attachment, Holder, Sharing};
 pub use audit::{AuditOptions, AuditReport, Finding, FindingKind};
+pub use buffer::Buffer;
 pub use capability::{Capabilities, Support};
 pub use control::{Control, Progress};
 pub use device::{BlockDevice, ZeroOptions};

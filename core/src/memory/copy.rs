@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::space::{Reservation, Space};
 use super::tree::{BLOCK, Blocks, Effects, Fill, Tree};
-use crate::{Control, Result};
+use crate::{ByteRange, Control, Result};
 
 /// A copy gives way to others after this many blocks.
 const STEP: u64 = 256;
@@ -37,9 +37,10 @@ pub(super) async fn duplicate(
             match step {
                 Step::Zeros(blocks) => tree.fill(blocks, Fill::Zeros, &mut effects),
                 Step::Data(blocks) => {
-                    let mut bytes = vec![0; ((blocks.end - blocks.first) * BLOCK) as usize];
-                    from.read(blocks.first * BLOCK, &mut bytes);
-                    tree.write(blocks.first * BLOCK, &bytes, &mut effects);
+                    let range = ByteRange::from_to(blocks.first * BLOCK, blocks.end * BLOCK);
+                    let mut bytes = Vec::with_capacity(range.length as usize);
+                    from.read(range, &mut bytes);
+                    tree.write(range.offset, &bytes, &mut effects);
                 }
             }
             // At once, so that both sides are right when the future is dropped in between.

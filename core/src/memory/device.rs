@@ -10,9 +10,12 @@ use super::space::Space;
 use super::tree::{BLOCK, Blocks, Effects, Run, Tree};
 use super::volume::{Content, MemoryVolume};
 use crate::{
-    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Grade, Result, VolumeName,
-    ZeroOptions,
+    Access, BlockDevice, Buffer, ByteRange, Error, ErrorKind, ExtentStream, Grade, Result,
+    VolumeName, ZeroOptions,
 };
+
+/// Read at most so much while writers wait: they do as long for 256 KiB as for thirty small reads.
+const READ: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct MemoryDevice {
@@ -99,19 +102,25 @@ impl BlockDevice for MemoryDevice {
     }
 
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
+        const OP: &str = "read_at";
         let range = ByteRange::new(offset, length as u64);
-        let content = self.volume.read();
-        self.check(&content, range, "read_at")?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|error| {
-            self.error(ErrorKind::InvalidInput, "read_at")
+        // Before memory is taken for it.
+        self.check(&self.volume.read(), range, OP)?;
+        let mut buffer = Buffer::new(length).map_err(|error| {
+            self.error(ErrorKind::InvalidInput, OP)
                 .with("length", length)
                 .reason("this is too much for one read")
                 .with_source(error)
         })?;
-        bytes.resize(length, 0);
-        content.tree.read(offset, &mut bytes);
-        Ok(bytes.into())
+        let mut rest = range;
+        while !rest.is_empty() {
+            let part = ByteRange::new(rest.offset, rest.length.min(READ));
+            let content = self.volume.read();
+            self.check(&content, part, OP)?;
+            content.tree.read(part, buffer.room());
+            rest = ByteRange::from_to(part.end(), rest.end());
+        }
+        Ok(buffer.into_bytes())
     }
 
     async fn write_at(&self, offset: u64, data: Bytes) -> Result<()> {
@@ -152,8 +161,8 @@ fn drop_same_tail(runs: &mut Vec<Run>, tree: &Tree, other: &Tree, size: u64) {
     };
     let start = size / BLOCK * BLOCK;
     let tail = |tree: &Tree| {
-        let mut bytes = vec![0; (size - start) as usize];
-        tree.read(start, &mut bytes);
+        let mut bytes = Vec::new();
+        tree.read(ByteRange::from_to(start, size), &mut bytes);
         bytes
     };
     if tail(tree) == tail(other) {

@@ -1,0 +1,5 @@
+//! The server with the clients that people use, and the tests' own client with other servers.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod test_client;

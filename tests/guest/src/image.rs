@@ -1,0 +1,103 @@
+//! What a guest is made of.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::{here, run};
+
+/// Kernel, initramfs and the image of a disk, which holds ext4 with busybox and what the guest does.
+#[derive(Debug)]
+pub struct Image {
+    directory: TempDir,
+    kernel: PathBuf,
+}
+
+impl Image {
+    /// The length of the disk's image, in bytes. A power of two: what rounds sizes leaves it alone.
+    pub const BYTES: u64 = 64 << 20;
+
+    /// Makes the initramfs and the disk's image. Fetches the kernel if `.ci/setup` has not.
+    ///
+    /// # Panics
+    /// If a program or a package is missing.
+    pub fn new() -> Image {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let kernel = run(&mut Command::new(here("../lab/kernel")));
+        let kernel = PathBuf::from(kernel.trim_end());
+        run(Command::new(here("../lab/initramfs"))
+            .args([&kernel, &here("initramfs-init")])
+            .arg(directory.path().join("initramfs"))
+            .args(["virtio_pci", "virtio_blk", "ext4"]));
+        let image = Image { directory, kernel };
+        image.make_disk();
+        image
+    }
+
+    fn make_disk(&self) {
+        let root = self.directory.path().join("root");
+        for directory in ["bin", "dev", "proc", "sbin"] {
+            std::fs::create_dir_all(root.join(directory)).expect("a directory");
+        }
+        std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
+        for applet in [
+            "cat",
+            "dd",
+            "fstrim",
+            "mkdir",
+            "mount",
+            "mv",
+            "poweroff",
+            "rm",
+            "sha256sum",
+            "sync",
+            "tr",
+            "wc",
+        ] {
+            let link = root.join("bin").join(applet);
+            std::os::unix::fs::symlink("busybox", link).expect("a link");
+        }
+        std::fs::copy(here("root-init"), root.join("sbin/init")).expect("the guest's init");
+        std::fs::write(root.join("boots"), "0\n").expect("the counter of boots");
+        run(Command::new("/usr/sbin/mke2fs")
+            .args([
+                "-q",
+                "-t",
+                "ext4",
+                "-E",
+                "lazy_itable_init=0,nodiscard",
+                "-d",
+            ])
+            .args([&root, &self.disk()])
+            .arg(format!("{}k", Self::BYTES >> 10)));
+    }
+
+    /// The disk's image, for the test to import.
+    pub fn disk(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.kernel.join("vmlinuz")
+    }
+
+    pub(crate) fn initramfs(&self) -> PathBuf {
+        self.directory.path().join("initramfs")
+    }
+
+    /// Asserts that the image of a disk in `file`, whose guest powered off, holds a file system in
+    /// order.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn assert_in_order(file: &Path) {
+        run(Command::new("/usr/sbin/e2fsck").arg("-fn").arg(file));
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self::new()
+    }
+}
