@@ -42,7 +42,7 @@ demo: setup ## show the whole life of a volume, on a pool in a temporary directo
 
 # The short steps come first, the tests last: what fails early costs little.
 .PHONY: check
-check: setup fmt clippy docs licences lifecycle check-demo fuzz test-all ## everything that must hold before a commit lands
+check: setup fmt clippy docs licences lifecycle check-serve check-demo fuzz test-all ## everything that must hold before a commit lands
 	$(call title,check: all passed)
 	@awk '/^test result:/ { p += $$4; f += $$6; i += $$8 } \
 	    END { printf "%d passed, %d failed, %d skipped\n", p, f, i; exit p == 0 }' $(TEST_LOG)
@@ -84,6 +84,11 @@ programs:
 lifecycle: programs ## the life of a volume as a Rust program
 	$(call title,examples/lifecycle.rs)
 	@$(CARGO_TARGET_DIR)/debug/examples/lifecycle
+
+.PHONY: check-serve
+check-serve: programs ## a Rust program that serves a volume over NBD
+	$(call title,examples/serve.rs)
+	@$(CARGO_TARGET_DIR)/debug/examples/serve --self-test
 
 .PHONY: check-demo
 check-demo: programs

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use futures::stream::BoxStream;
 use volmux_core::{
     Access, BlockDevice, Error, ErrorKind, ExtentQuery, ExtentStream, OpenOptions, OriginKind,
-    Pool, Result, Sharing, Support, Volume, VolumeName,
+    Pool, Result, Sharing, Support, Volume, VolumeId, VolumeName,
 };
 
 use crate::nbd::transmission::Handle;
@@ -67,7 +67,7 @@ pub(crate) struct Slot {
     state: Mutex<State>,
     complaints: Mutex<HashMap<(&'static str, ErrorKind), Complaint>>,
     /// The connections that use it.
-    connections: Mutex<Vec<Weak<Handle>>>,
+    connections: Mutex<Vec<(Peer, Weak<Handle>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -226,10 +226,12 @@ impl Catalog {
                 .reason("another writer took the volume over")
                 .help("find out who; then start the server again"));
         }
-        let others = slot.connections();
-        join_all(others.iter().map(|other| other.checkpoint())).await;
-        let size = open.device.refresh().await?;
         let writable = open.device.access() == Access::ReadWrite;
+        if writable {
+            let own = slot.connections_of(peer);
+            join_all(own.iter().map(|connection| connection.checkpoint())).await;
+        }
+        let size = open.device.refresh().await?;
         client.enter(writable && slot.sharing == Sharing::Exclusive)?;
         let attached = Attached {
             writable,
@@ -383,14 +385,16 @@ impl Slot {
         self.lock().open.as_ref().map(|open| open.device.size())
     }
 
-    /// The connections that use it now.
-    fn connections(&self) -> Vec<Arc<Handle>> {
+    /// The connections that `peer` has now.
+    fn connections_of(&self, peer: Peer) -> Vec<Arc<Handle>> {
         let mut connections = self
             .connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|connection| connection.strong_count() > 0);
-        connections.iter().filter_map(Weak::upgrade).collect()
+        connections.retain(|(_, connection)| connection.strong_count() > 0);
+        let own = connections.iter().filter(|(other, _)| *other == peer);
+        own.filter_map(|(_, connection)| connection.upgrade())
+            .collect()
     }
 
     /// Its clients now.
@@ -515,7 +519,7 @@ impl Attached {
             .connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::downgrade(connection));
+            .push((self.client.peer, Arc::downgrade(connection)));
     }
 
     /// The client said that it goes.
@@ -527,15 +531,17 @@ impl Attached {
         self.client.catalog.pool.extents(self.name(), query).await
     }
 
-    /// Fails if the volume's name means another volume by now.
-    pub(crate) async fn check_same_volume(&self) -> Result<()> {
-        let now = self.client.catalog.pool.volume(self.name()).await?;
-        if now.id == self.volume().id {
-            return Ok(());
+    /// Fails if the volume's name, or that of its snapshot, means another volume by now.
+    pub(crate) async fn check_names(&self, snapshot: &VolumeName, id: VolumeId) -> Result<()> {
+        for (name, id) in [(self.name(), self.volume().id), (snapshot, id)] {
+            let now = self.client.catalog.pool.volume(name).await?;
+            if now.id != id {
+                return Err(Error::new(ErrorKind::NotFound, "extents")
+                    .with("volume", name)
+                    .reason("it was renamed or deleted, and another has its name now"));
+            }
         }
-        Err(Error::new(ErrorKind::NotFound, "extents")
-            .with("volume", self.name())
-            .reason("the volume was renamed, and another has its name now"))
+        Ok(())
     }
 
     /// Logs what went wrong, not too often.
@@ -543,11 +549,8 @@ impl Attached {
         if error.kind() == ErrorKind::Fenced {
             self.open.fenced.store(true, Ordering::Release);
         }
-        // Mistakes of the client, not of the volume; and the answer to a question.
-        if matches!(
-            error.kind(),
-            ErrorKind::InvalidInput | ErrorKind::Unsupported
-        ) {
+        // The answer to a question: whether it can be done fast.
+        if error.kind() == ErrorKind::Unsupported {
             return;
         }
         let mut complaints = self
