@@ -130,3 +130,8 @@ bench-dir: setup ## directory pools against cp, qemu-img and a plain directory s
 	$(call title,bench-dir: build)
 	@cargo build --locked --profile bench -p volmux-cli
 	@VOLMUX=$(abspath $(CARGO_TARGET_DIR))/release/volmux cargo bench --locked -p volmux-bench --bench dir
+
+.PHONY: bench-nbd
+bench-nbd: setup ## the NBD gateway against nbdkit and qemu-nbd (root)
+	$(call title,bench-nbd)
+	@cargo bench --locked -p volmux-bench --bench nbd

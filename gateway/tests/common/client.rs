@@ -126,6 +126,8 @@ pub struct ExportInfo {
 pub struct Client {
     pub(super) stream: Stream,
     received: Vec<u8>,
+    /// How much of it was taken.
+    taken: usize,
     pub mode: Mode,
     /// Of the export, once there is one.
     pub export: ExportInfo,
@@ -159,6 +161,7 @@ impl Client {
         Client {
             stream,
             received: Vec::new(),
+            taken: 0,
             mode: Mode::Simple,
             export: ExportInfo::default(),
             contexts: BTreeMap::new(),
@@ -234,15 +237,18 @@ impl Client {
     /// The next `length` bytes.
     #[track_caller]
     pub fn receive(&mut self, length: usize) -> Vec<u8> {
-        let mut chunk = vec![0; 64 << 10];
-        while self.received.len() < length {
-            let got = self.stream.read(&mut chunk);
-            let got = got.unwrap_or_else(|e| panic!("waiting for {length} bytes: {e}"));
+        while self.received.len() - self.taken < length {
+            self.received.drain(..std::mem::take(&mut self.taken));
             let have = self.received.len();
+            self.received.resize(have + (64 << 10), 0);
+            let got = self.stream.read(&mut self.received[have..]);
+            let got = got.unwrap_or_else(|e| panic!("waiting for {length} bytes: {e}"));
+            self.received.truncate(have + got);
             assert!(got > 0, "the server hung up after {have} of {length} bytes");
-            self.received.extend(&chunk[..got]);
         }
-        self.received.drain(..length).collect()
+        let bytes = self.received[self.taken..self.taken + length].to_vec();
+        self.taken += length;
+        bytes
     }
 
     pub(super) fn u16(&mut self) -> u16 {
@@ -271,7 +277,7 @@ impl Client {
     /// All that the server still sends before it closes the connection.
     #[track_caller]
     pub fn rest(&mut self) -> Vec<u8> {
-        let mut rest = std::mem::take(&mut self.received);
+        let mut rest = self.received.split_off(self.taken);
         let mut chunk = vec![0; 64 << 10];
         loop {
             match self.stream.read(&mut chunk) {
@@ -313,7 +319,7 @@ impl Client {
 
     /// Number of bytes that came and were not asked for yet.
     pub fn has_received(&self) -> usize {
-        self.received.len()
+        self.received.len() - self.taken
     }
 
     // Handshake.
@@ -464,7 +470,7 @@ impl Client {
         config: Arc<rustls::ClientConfig>,
         server: &str,
     ) -> io::Result<Client> {
-        if let Some(first) = self.received.first() {
+        if let Some(first) = self.received.get(self.taken) {
             assert_eq!(
                 *first, 0x15,
                 "nothing but an alert comes before the client's hello"
