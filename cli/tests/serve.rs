@@ -198,6 +198,8 @@ fn a_read_only_export_is_not_written() {
     let refused = place.json(&["export", "monday", "--socket", "s"]);
     let error = refused.error(14, "InvalidInput");
     assert_eq!(error["context"]["volume"], "monday", "{error}");
+    let help = error["context"]["help"].as_str().expect("help");
+    assert!(help.contains("--read-only"), "{error}");
     assert!(!place.path("s").exists());
     let serving = Serving::start(&place, &["web", "monday", "-r", "--socket", "s"]);
     for _ in 0..2 {
@@ -277,6 +279,69 @@ fn signals_end_it_with_everything_written() {
         assert!(!place.path("s").exists());
         assert_eq!(content(&place, "web")[1 << 20], 0x33);
     }
+}
+
+/// A client that asked for more than the sockets hold and reads no answer, killed when dropped.
+struct Stuck(Child);
+
+impl Stuck {
+    fn connect(place: &Place, uri: &str, statistics: &str) -> Self {
+        let child = Command::new("nbdcopy")
+            .args(["--no-extents", uri, "null:"])
+            .spawn()
+            .expect("nbdcopy");
+        let stuck = Stuck(child);
+        let requests =
+            |status: &Value| status["exports"][0]["requests"]["read"]["requests"].clone();
+        let status = || place.json(&["export", "--status", statistics]).json();
+        common::wait_until("it reads", || requests(&status()) != 0);
+        let pid = rustix::process::Pid::from_child(&stuck.0);
+        rustix::process::kill_process(pid, Signal::STOP).expect("stop");
+        stuck
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_client_that_reads_no_answers_does_not_keep_it_from_ending() {
+    let place = Place::new();
+    place.run(&["volume", "create", "web", "4TiB"]).ok();
+    let args = [
+        "web",
+        "-r",
+        "--socket",
+        "s",
+        "--statistics",
+        "unix:st",
+        "--json",
+    ];
+    let start = |drain_time: &str| {
+        let serving = Serving::start(&place, &[&args[..], &["--drain-time", drain_time]].concat());
+        serving.line();
+        let uri = format!("nbd+unix:///web?socket={}", place.text("s"));
+        let stuck = Stuck::connect(&place, &uri, "unix:st");
+        serving.signal(Signal::TERM);
+        serving.wait_for_stderr("stopping");
+        (serving, stuck)
+    };
+    let (serving, _stuck) = start("10ms");
+    let done = serving.finish();
+    assert_eq!(done.code, Some(22), "{done:?}");
+    let error: Value = serde_json::from_str(done.stderr.lines().last().expect("a line"))
+        .expect("the last line is the error");
+    assert_eq!(error["kind"], "TimedOut", "{done:?}");
+    // With all the time in the world, a second signal ends it.
+    let (serving, _stuck) = start("1day");
+    serving.signal(Signal::INT);
+    let done = serving.finish();
+    assert_eq!(done.code, Some(22), "{done:?}");
+    assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
 }
 
 #[test]

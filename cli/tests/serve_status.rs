@@ -4,6 +4,8 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use common::serving::{Serving, tool};
 use common::{Place, wait_until};
@@ -74,6 +76,35 @@ fn the_status_is_told_as_json_and_as_text() {
         .error(21, "Unavailable");
 }
 
+/// Every key in a document, and in those inside of it.
+fn keys(document: &serde_json::Value, into: &mut Vec<String>) {
+    match document {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                into.push(key.clone());
+                keys(value, into);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| keys(item, into)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_of_the_status_is_documented() {
+    let place = Place::new();
+    let (serving, at) = used(&place);
+    let mut found = Vec::new();
+    let status = place.json(&["export", "--status", &at]).json();
+    keys(&status, &mut found);
+    assert!(found.len() > 40, "{found:?}");
+    let docs = include_str!("../../docs/json.md");
+    for key in found {
+        assert!(docs.contains(&format!("`{key}`")), "{key}");
+    }
+    serving.stop();
+}
+
 /// One metric family as a scraper takes it: its type, and samples by name and labels.
 #[derive(Debug, Default)]
 struct Family {
@@ -133,9 +164,12 @@ fn parse(text: &str) -> BTreeMap<String, Family> {
 fn prometheus_can_scrape_it() {
     let place = Place::new();
     let (serving, at) = used(&place);
-    let url = at.replace("tcp:", "http://") + "/metrics";
-    let answer = tool("curl", &["-sSi", "--max-time", "60", &url]);
-    let (head, body) = answer.ok().split_once("\r\n\r\n").expect("head and body");
+    let mut stream = TcpStream::connect(&at["tcp:".len()..]).expect("connect");
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
     assert!(
         head.contains("application/openmetrics-text; version=1.0.0"),

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use futures::future::join_all;
 use futures::stream::BoxStream;
 use volmux_core::{
     Access, BlockDevice, Error, ErrorKind, ExtentQuery, ExtentStream, OpenOptions, OriginKind,
-    Pool, Result, Sharing, Support, Volume, VolumeName,
+    Pool, Result, Sharing, Support, Volume, VolumeId, VolumeName,
 };
 
+use crate::nbd::transmission::Handle;
 use crate::options::{ExportOptions, Exports, Limits};
 use crate::stats::ExportCounters;
 
@@ -27,8 +29,8 @@ pub(crate) enum Peer {
     Process(i32),
     /// A host on the other end of a TCP connection.
     Host(IpAddr),
-    /// The other end of a Unix socket, whose process the system does not tell.
-    Unknown,
+    /// A process that can't be told, of another process namespace say: each connection is a client.
+    Stranger(u64),
 }
 
 impl fmt::Display for Peer {
@@ -36,7 +38,7 @@ impl fmt::Display for Peer {
         match self {
             Peer::Process(pid) => write!(f, "process {pid}"),
             Peer::Host(address) => write!(f, "host {address}"),
-            Peer::Unknown => f.write_str("an unknown process"),
+            Peer::Stranger(number) => write!(f, "unknown process {number}"),
         }
     }
 }
@@ -64,6 +66,8 @@ pub(crate) struct Slot {
     turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     complaints: Mutex<HashMap<(&'static str, ErrorKind), Complaint>>,
+    /// The connections that use it.
+    connections: Mutex<Vec<(Peer, Weak<Handle>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -222,8 +226,12 @@ impl Catalog {
                 .reason("another writer took the volume over")
                 .help("find out who; then start the server again"));
         }
-        let size = open.device.refresh().await?;
         let writable = open.device.access() == Access::ReadWrite;
+        if writable {
+            let own = slot.connections_of(peer);
+            join_all(own.iter().map(|connection| connection.checkpoint())).await;
+        }
+        let size = open.device.refresh().await?;
         client.enter(writable && slot.sharing == Sharing::Exclusive)?;
         let attached = Attached {
             writable,
@@ -357,6 +365,7 @@ impl Slot {
             turn: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             complaints: Mutex::default(),
+            connections: Mutex::default(),
         }
     }
 
@@ -374,6 +383,18 @@ impl Slot {
     /// The size, if it is open.
     pub(crate) fn size(&self) -> Option<u64> {
         self.lock().open.as_ref().map(|open| open.device.size())
+    }
+
+    /// The connections that `peer` has now.
+    fn connections_of(&self, peer: Peer) -> Vec<Arc<Handle>> {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|(_, connection)| connection.strong_count() > 0);
+        let own = connections.iter().filter(|(other, _)| *other == peer);
+        own.filter_map(|(_, connection)| connection.upgrade())
+            .collect()
     }
 
     /// Its clients now.
@@ -491,6 +512,16 @@ impl Attached {
         &self.open.volume
     }
 
+    /// Makes a connection known to those who come later.
+    pub(crate) fn connected(&self, connection: &Arc<Handle>) {
+        self.client
+            .slot
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((self.client.peer, Arc::downgrade(connection)));
+    }
+
     /// The client said that it goes.
     pub(crate) fn said_goodbye(&self) {
         self.client.goodbye.store(true, Ordering::Relaxed);
@@ -500,15 +531,17 @@ impl Attached {
         self.client.catalog.pool.extents(self.name(), query).await
     }
 
-    /// Fails if the volume's name means another volume by now.
-    pub(crate) async fn check_same_volume(&self) -> Result<()> {
-        let now = self.client.catalog.pool.volume(self.name()).await?;
-        if now.id == self.volume().id {
-            return Ok(());
+    /// Fails if the volume's name, or that of its snapshot, means another volume by now.
+    pub(crate) async fn check_names(&self, snapshot: &VolumeName, id: VolumeId) -> Result<()> {
+        for (name, id) in [(self.name(), self.volume().id), (snapshot, id)] {
+            let now = self.client.catalog.pool.volume(name).await?;
+            if now.id != id {
+                return Err(Error::new(ErrorKind::NotFound, "extents")
+                    .with("volume", name)
+                    .reason("it was renamed or deleted, and another has its name now"));
+            }
         }
-        Err(Error::new(ErrorKind::NotFound, "extents")
-            .with("volume", self.name())
-            .reason("the volume was renamed, and another has its name now"))
+        Ok(())
     }
 
     /// Logs what went wrong, not too often.
@@ -516,11 +549,8 @@ impl Attached {
         if error.kind() == ErrorKind::Fenced {
             self.open.fenced.store(true, Ordering::Release);
         }
-        // Mistakes of the client, not of the volume; and the answer to a question.
-        if matches!(
-            error.kind(),
-            ErrorKind::InvalidInput | ErrorKind::Unsupported
-        ) {
+        // The answer to a question: whether it can be done fast.
+        if error.kind() == ErrorKind::Unsupported {
             return;
         }
         let mut complaints = self

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use rustix::net::{
@@ -18,6 +19,7 @@ use crate::export::Peer;
 use crate::options::{Address, Listen};
 
 const OP: &str = "listen";
+static STRANGERS: AtomicU64 = AtomicU64::new(1);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -47,7 +49,10 @@ impl Listener {
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-                let peer = pid.map_or(Peer::Unknown, Peer::Process);
+                let peer = match pid {
+                    Some(pid) if pid > 0 => Peer::Process(pid),
+                    _ => Peer::Stranger(STRANGERS.fetch_add(1, Ordering::Relaxed)),
+                };
                 Ok((Accepted::Unix(stream), peer))
             }
             Listener::Tcp(listener) => {

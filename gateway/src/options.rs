@@ -154,13 +154,13 @@ impl From<Address> for Listen {
 pub struct Limits {
     /// Connections at a time; more are closed as they come. 1 to 4096.
     pub connections: usize,
-    /// How long a client may take from connecting to its first request (CVE-2024-7409).
+    /// How long a client may take from connecting to choosing its export (CVE-2024-7409).
     pub handshake_time: Duration,
     /// How long the pool may take for a request before the client is told that it failed. A volume
     /// whose pool hangs gives errors, it does not hang its clients.
     pub request_time: Duration,
-    /// How long a volume of [`Exports::EveryVolume`] stays open for a client that went away without
-    /// saying so and may come back.
+    /// How long a volume of [`Exports::EveryVolume`] stays open, once it has no client, if one of its
+    /// clients went away without saying so and may come back.
     pub release_time: Duration,
     /// The longest option of a handshake, in bytes. 4096 to 65536.
     pub option_length: u32,

@@ -363,13 +363,14 @@ async fn shake_hands<S: Stream>(
     terms: &Terms,
     tls: Option<&Tls>,
 ) -> Result<Option<(Session, S, Option<ServerConnection>)>, Failed> {
-    let no_zeroes = handshake::greet(&mut stream).await?;
-    let chosen = handshake::options(&mut stream, terms, false, no_zeroes).await?;
+    let client = handshake::greet(&mut stream).await?;
+    let chosen = handshake::options(&mut stream, terms, false, client).await?;
     match (chosen, tls) {
         (Chosen::Export(session), _) => Ok(Some((session, stream, None))),
         (Chosen::Tls, Some(Tls(acceptor))) => {
-            let mut stream = acceptor.accept(stream).await?;
-            match handshake::options(&mut stream, terms, true, no_zeroes).await? {
+            let accepted = acceptor.accept(stream).await;
+            let mut stream = accepted.map_err(|e| Failed::Violation(format!("TLS: {e}")))?;
+            match handshake::options(&mut stream, terms, true, client).await? {
                 Chosen::Export(session) => {
                     let (stream, tls) = stream.into_inner();
                     Ok(Some((session, stream, Some(tls))))

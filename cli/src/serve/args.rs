@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use volmux::ByteSize;
+use volmux::{ByteSize, Result};
 use volmux_gateway::Limits;
 
 /// Options and arguments.
@@ -87,8 +87,11 @@ pub struct LimitArgs {
 
 impl LimitArgs {
     /// As the server takes them.
-    pub fn limits(&self) -> Limits {
-        Limits {
+    ///
+    /// # Errors
+    /// `InvalidInput` that names the option.
+    pub fn limits(&self) -> Result<Limits> {
+        let limits = Limits {
             connections: self.max_connections,
             handshake_time: self.handshake_time.into(),
             request_time: self.request_time.into(),
@@ -99,7 +102,19 @@ impl LimitArgs {
             in_flight_per_connection: self.max_in_flight_per_connection.bytes(),
             in_flight_total: self.max_in_flight.bytes(),
             ..Limits::default()
-        }
+        };
+        limits.check().map_err(|error| {
+            let option = match error.get("limit") {
+                Some("connections") => "--max-connections",
+                Some("request_length") => "--max-request",
+                Some("in_flight_requests") => "--max-requests",
+                Some("in_flight_per_connection") => "--max-in-flight-per-connection",
+                Some("in_flight_total") => "--max-in-flight",
+                _ => "--handshake-time, --request-time",
+            };
+            error.with("option", option)
+        })?;
+        Ok(limits)
     }
 }
 

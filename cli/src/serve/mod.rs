@@ -26,8 +26,7 @@ pub async fn run(app: &App, args: &ServeArgs, handed_over: ListenFd) -> Result<u
     if let Some(address) = &args.status {
         return status::show(app, address).await;
     }
-    let limits = args.limits.limits();
-    limits.check()?;
+    let limits = args.limits.limits()?;
     let volumes = names(&args.volumes)?;
     let options = ServeOptions {
         exports: exports(args, &volumes),
@@ -37,7 +36,13 @@ pub async fn run(app: &App, args: &ServeArgs, handed_over: ListenFd) -> Result<u
         limits,
     };
     let pool = app.pool().await?;
-    let server = app.guard(OP, serve(pool, options)).await?;
+    let served = app.guard(OP, serve(pool, options)).await;
+    let server = served.map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput if error.op() == "open_volume" && !args.read_only => {
+            error.help("or serve it with --read-only")
+        }
+        _ => error,
+    })?;
     let told = announce(app, args, &volumes, &server);
     if told.is_ok() {
         notify(NotifyState::Ready);

@@ -1,7 +1,7 @@
 //! Metadata contexts: what `NBD_CMD_BLOCK_STATUS` tells of ranges.
 
 use futures::StreamExt;
-use volmux_core::{ByteRange, ExtentQuery, ExtentStream, Result, VolumeName};
+use volmux_core::{ByteRange, ExtentQuery, ExtentStream, Result, VolumeId, VolumeName};
 
 use super::request::{Answer, Session};
 
@@ -33,7 +33,8 @@ pub(crate) struct Context {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ContextKind {
     Allocation,
-    ChangedSince(VolumeName),
+    /// A snapshot, and which one: another may come to have its name.
+    ChangedSince(VolumeName, VolumeId),
 }
 
 impl ContextKind {
@@ -41,7 +42,7 @@ impl ContextKind {
     pub(crate) fn name(&self) -> String {
         match self {
             ContextKind::Allocation => ALLOCATION.to_owned(),
-            ContextKind::ChangedSince(snapshot) => format!("{CHANGED_SINCE}{snapshot}"),
+            ContextKind::ChangedSince(snapshot, _) => format!("{CHANGED_SINCE}{snapshot}"),
         }
     }
 }
@@ -69,14 +70,14 @@ pub(crate) async fn status(
                 let extents = session.export.device().extents(range).await?;
                 describe(extents, range, 0, HOLE_AND_ZERO, most).await?
             }
-            ContextKind::ChangedSince(snapshot) => {
+            ContextKind::ChangedSince(snapshot, id) => {
                 let query = ExtentQuery::changed_since(snapshot.clone()).within(range);
-                session.export.check_same_volume().await?;
+                session.export.check_names(snapshot, *id).await?;
                 let extents = session.export.extents(query).await?;
                 let descriptors = describe(extents, range, CHANGED, 0, most).await?;
-                // The pool was asked by name. Had another volume taken the name meanwhile, this
+                // The pool was asked by name. Had another volume taken a name meanwhile, this
                 // would be its map, and the client must not rely on it or see it.
-                session.export.check_same_volume().await?;
+                session.export.check_names(snapshot, *id).await?;
                 descriptors
             }
         };

@@ -72,13 +72,21 @@ pub(crate) struct Terms {
     pub(crate) tls_required: bool,
 }
 
-/// Sends the greeting and reads the client's flags: whether it leaves out the zeroes.
+/// What a client can do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientFlags {
+    /// It has options other than the oldest, and understands that one is refused.
+    fixed: bool,
+    no_zeroes: bool,
+}
+
+/// Sends the greeting and reads the client's flags.
 ///
 /// # Errors
 /// The connection broke, or the client sent flags that there are not.
 pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-) -> Result<bool, Failed> {
+) -> Result<ClientFlags, Failed> {
     let offered = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
     let mut greeting = Vec::with_capacity(18);
     greeting.extend(INIT_MAGIC.to_be_bytes());
@@ -90,11 +98,10 @@ pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
         let text = format!("client flags {flags:#x}, which were not offered");
         return Err(Failed::Violation(text));
     }
-    if flags & u32::from(handshake_flag::FIXED_NEWSTYLE) == 0 {
-        let text = "the client does not speak fixed newstyle".to_owned();
-        return Err(Failed::Violation(text));
-    }
-    Ok(flags & u32::from(handshake_flag::NO_ZEROES) != 0)
+    Ok(ClientFlags {
+        fixed: flags & u32::from(handshake_flag::FIXED_NEWSTYLE) != 0,
+        no_zeroes: flags & u32::from(handshake_flag::NO_ZEROES) != 0,
+    })
 }
 
 /// Answers options until the client has chosen an export. `secure`: TLS has begun.
@@ -105,12 +112,12 @@ pub(crate) async fn options<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     terms: &Terms,
     secure: bool,
-    no_zeroes: bool,
+    client: ClientFlags,
 ) -> Result<Chosen, Failed> {
     let mut haggling = Haggling {
         terms,
         secure,
-        no_zeroes,
+        client,
         structured: false,
         extended: false,
         contexts: None,
@@ -124,6 +131,10 @@ pub(crate) async fn options<S: AsyncRead + AsyncWrite + Unpin>(
         }
         let option = stream.read_u32().await?;
         let length = stream.read_u32().await?;
+        if !client.fixed && option != option::EXPORT_NAME {
+            let text = format!("option {option} without fixed newstyle");
+            return Err(Failed::Violation(text));
+        }
         if length > terms.limits.option_length {
             haggling.skip(stream, option, length).await?;
             continue;
@@ -147,7 +158,7 @@ pub(crate) async fn options<S: AsyncRead + AsyncWrite + Unpin>(
 struct Haggling<'a> {
     terms: &'a Terms,
     secure: bool,
-    no_zeroes: bool,
+    client: ClientFlags,
     structured: bool,
     extended: bool,
     /// The export that contexts were selected for, and the contexts.
@@ -314,7 +325,7 @@ impl Haggling<'_> {
             Ok((session, flags)) => {
                 self.replies.extend(session.size.to_be_bytes());
                 self.replies.extend(flags.to_be_bytes());
-                if !self.no_zeroes {
+                if !self.client.no_zeroes {
                     self.replies.extend([0; 124]);
                 }
                 Ok(Chosen::Export(session))
@@ -470,7 +481,10 @@ impl Haggling<'_> {
                 while let Some(volume) = volumes.next().await {
                     let Ok(volume) = volume else { continue };
                     if is_earlier(&volume, &preview.volume) && kinds.len() < CONTEXTS_LISTED {
-                        add(&mut kinds, ContextKind::ChangedSince(volume.name));
+                        add(
+                            &mut kinds,
+                            ContextKind::ChangedSince(volume.name, volume.id),
+                        );
                     }
                 }
             } else if let Some(snapshot) = query.strip_prefix(CHANGED_SINCE)
@@ -478,7 +492,7 @@ impl Haggling<'_> {
             {
                 match self.terms.catalog.pool().volume(&snapshot).await {
                     Ok(volume) if is_earlier(&volume, &preview.volume) => {
-                        add(&mut kinds, ContextKind::ChangedSince(snapshot));
+                        add(&mut kinds, ContextKind::ChangedSince(snapshot, volume.id));
                     }
                     Ok(_) => {}
                     Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -111,7 +111,7 @@ impl Task {
             command::FLUSH => Task::Flush,
             command::TRIM => {
                 session.check_writable()?;
-                session.check_range(range, Errno::NoSpc)?;
+                session.check_range(range, Errno::Inval)?;
                 Task::Trim {
                     range,
                     fua: flags.has(command_flag::FUA),
@@ -356,6 +356,17 @@ impl Session {
             return Err(wrong("a payload that names no context"));
         }
         Ok((range, chosen))
+    }
+
+    /// Logs that a request of the client was refused.
+    pub(crate) fn log_refusal(&self, header: &Header, failure: &Failure) {
+        let error = Error::new(ErrorKind::InvalidInput, "request")
+            .with("command", header.command)
+            .with("flags", header.flags)
+            .with("offset", header.offset)
+            .with("length", header.length)
+            .reason(failure.message.clone());
+        self.export.complain("request", &error);
     }
 
     /// What the client is told of `error`; the log has it in full.

@@ -5,9 +5,10 @@
 //! are futures that it looks at again when they call. Two system calls serve a client that sends
 //! one request at a time, and many requests share them when it sends many.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind as Io};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -16,17 +17,22 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
+use tokio::sync::Notify;
 use volmux_core::{Error, ErrorKind};
 
 use super::input::{Admit, Input, Next};
 use super::output::Output;
 use super::request::{Answer, Failure, Session, Task};
-use super::wire::{Errno, Header, STRING_LENGTH, command};
+use super::wire::{Errno, Header, Mode, STRING_LENGTH, command};
 use crate::budget::Budget;
 use crate::options::Limits;
 use crate::stats::Op;
 use crate::transport::{Socket, Transport};
 use crate::wakeup::Wakeup;
+
+/// A payload of this length is read over if need be, and the client goes on: it need not ask for
+/// limits (proto.md, "Size constraints"). With extended headers it has to know them.
+const SKIPPED: u64 = 32 << 20;
 
 /// With so many bytes of replies waiting, they are sent before more is begun.
 const SEND_AT: usize = 256 << 10;
@@ -35,15 +41,53 @@ const RUNNING: u8 = 0;
 const DRAINING: u8 = 1;
 const CUT: u8 = 2;
 
+/// How often a thread that waits for input is looked at before it is believed to have none.
+const IDLE_LOOKS: u32 = 3;
+const IDLE_PAUSE: Duration = Duration::from_millis(1);
+
 /// The server's hand on a connection.
 #[derive(Debug)]
 pub(crate) struct Handle {
     state: AtomicU8,
     socket: Socket,
     wakeup: Arc<Wakeup>,
+    /// The thread waits for input and has nothing else to do.
+    idle: AtomicBool,
+    /// The number of checkpoints that were asked for, and of the last that was passed.
+    asked: AtomicU64,
+    passed: AtomicU64,
+    pass: Notify,
 }
 
 impl Handle {
+    /// Waits until every change that the client has sent up to now is done, or will never begin.
+    ///
+    /// A client that lost its connection sends its requests again on a new one. Had an old write
+    /// still been under way, or unread in the old socket, it could land on top of a newer one.
+    pub(crate) async fn checkpoint(&self) {
+        let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        std::task::Wake::wake_by_ref(&self.wakeup);
+        let mut looks = 0;
+        loop {
+            let passed = self.pass.notified();
+            if self.passed.load(Ordering::SeqCst) >= number {
+                return;
+            }
+            // A thread that waits in recv(2) does not hear of it. If it goes on waiting, there is
+            // nothing that it should hear.
+            looks = if self.is_idle() { looks + 1 } else { 0 };
+            if looks > IDLE_LOOKS {
+                return;
+            }
+            let _ = tokio::time::timeout(IDLE_PAUSE, passed).await;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let unread = rustix::io::ioctl_fionread(&self.socket);
+        self.idle.load(Ordering::SeqCst) && unread == Ok(0)
+    }
+
     /// Lets it answer what is under way, and end.
     pub(crate) fn drain(&self) {
         self.state.fetch_max(DRAINING, Ordering::SeqCst);
@@ -90,6 +134,7 @@ struct Begun {
     length: u64,
     memory: u64,
     since: Instant,
+    number: u64,
 }
 
 type Work = BoxFuture<'static, (Begun, Result<Answer, Failure>)>;
@@ -105,12 +150,28 @@ pub(crate) struct Connection {
     input: Input<Ticket>,
     output: Output,
     work: FuturesUnordered<Work>,
+    /// The number of the last request that began, and those in `work` that change the volume.
+    number: u64,
+    pending: BTreeSet<u64>,
+    /// A checkpoint that is not passed.
+    checkpoint: Option<Checkpoint>,
+    /// A checkpoint was passed while the client took no replies. Requests that were not read by
+    /// then begin only once it does, which shows that it is still there.
+    silent: bool,
     /// Memory that the requests under way have set aside, until their replies are sent.
     memory: u64,
     /// The next request waits for memory.
     waits: bool,
     /// Why no more requests are read, and until when the rest may take.
     closing: Option<(End, Instant)>,
+}
+
+/// See [`Handle::checkpoint`].
+#[derive(Clone, Copy, Debug)]
+struct Checkpoint {
+    asked: u64,
+    /// Once the socket was seen empty: the last request that had begun by then.
+    last: Option<u64>,
 }
 
 impl Connection {
@@ -124,11 +185,15 @@ impl Connection {
     ) -> io::Result<Self> {
         let wakeup = Wakeup::new()?;
         let mode = session.mode;
-        Ok(Connection {
+        let connection = Connection {
             handle: Arc::new(Handle {
                 state: AtomicU8::new(RUNNING),
                 socket: transport.socket().clone(),
                 wakeup: wakeup.clone(),
+                idle: AtomicBool::new(false),
+                asked: AtomicU64::new(0),
+                passed: AtomicU64::new(0),
+                pass: Notify::new(),
             }),
             waker: Waker::from(wakeup),
             transport,
@@ -138,10 +203,16 @@ impl Connection {
             input: Input::new(mode),
             output: Output::new(mode),
             work: FuturesUnordered::new(),
+            number: 0,
+            pending: BTreeSet::new(),
+            checkpoint: None,
+            silent: false,
             memory: 0,
             waits: false,
             closing: None,
-        })
+        };
+        connection.session.export.connected(&connection.handle);
+        Ok(connection)
     }
 
     /// For the server.
@@ -151,7 +222,12 @@ impl Connection {
 
     /// Serves the client to its end. The thread must be in the context of a tokio runtime.
     pub(crate) fn run(mut self) -> End {
-        let end = self.serve().unwrap_or_else(End::Lost);
+        let end = match (self.serve(), self.closing.take()) {
+            (Ok(end), _) => end,
+            // It did not wait for the last replies.
+            (Err(_), Some((End::Disconnected, _))) => End::Disconnected,
+            (Err(error), _) => End::Lost(error),
+        };
         if matches!(end, End::Disconnected) {
             self.session.export.said_goodbye();
         }
@@ -170,7 +246,9 @@ impl Connection {
             self.collect();
             let more = self.begin_requests();
             let sent = self.send()?;
-            if more && sent {
+            let resumed = self.silent && sent;
+            self.look_at_checkpoint(sent);
+            if resumed || (more && sent) {
                 continue;
             }
             let idle = sent && self.work.is_empty();
@@ -178,9 +256,47 @@ impl Connection {
                 Some((_, until)) if idle || *until <= Instant::now() => {
                     return Ok(self.closing.take().map_or(End::Stopped, |(end, _)| end));
                 }
-                None if idle && !self.waits => self.receive(true)?,
+                None if idle && !self.waits && self.checkpoint.is_none() => {
+                    self.handle.idle.store(true, Ordering::SeqCst);
+                    let received = self.receive(true);
+                    self.handle.idle.store(false, Ordering::SeqCst);
+                    received?;
+                }
                 _ => self.sleep(sent)?,
             }
+            if let Some(End::Vanished) = self.closing.as_ref().map(|(end, _)| end) {
+                // What is under way is dropped at once: the client may come back and send it
+                // again, and a device lets nothing that was dropped overtake what begins later.
+                return Ok(End::Vanished);
+            }
+        }
+    }
+
+    /// Passes a checkpoint if everything before it is done.
+    fn look_at_checkpoint(&mut self, sent: bool) {
+        self.silent &= !sent;
+        let asked = self.handle.asked.load(Ordering::SeqCst);
+        if self.checkpoint.map_or_else(
+            || asked > self.handle.passed.load(Ordering::SeqCst),
+            |checkpoint| asked > checkpoint.asked,
+        ) {
+            self.checkpoint = Some(Checkpoint { asked, last: None });
+        }
+        let Some(checkpoint) = &mut self.checkpoint else {
+            return;
+        };
+        if checkpoint.last.is_none() && !sent {
+            checkpoint.last = Some(self.number);
+            self.silent = true;
+        }
+        // Requests that were received but not read are never begun once it is closing.
+        let last = checkpoint
+            .last
+            .or(self.closing.is_some().then_some(self.number));
+        if last.is_some_and(|last| self.pending.first().is_none_or(|first| *first > last)) {
+            self.handle.passed.store(checkpoint.asked, Ordering::SeqCst);
+            self.handle.pass.notify_waiters();
+            self.checkpoint = None;
         }
     }
 
@@ -196,6 +312,7 @@ impl Connection {
         let waker = self.waker.clone();
         let mut context = Context::from_waker(&waker);
         while let Poll::Ready(Some((begun, result))) = self.work.poll_next_unpin(&mut context) {
+            self.pending.remove(&begun.number);
             self.finish(&begun, result);
         }
     }
@@ -205,7 +322,8 @@ impl Connection {
     fn begin_requests(&mut self) -> bool {
         let before = self.work.len();
         let more = loop {
-            if self.closing.is_some() || self.work.len() >= self.limits.in_flight_requests {
+            let full = self.work.len() >= self.limits.in_flight_requests;
+            if self.closing.is_some() || full || self.silent {
                 break false;
             }
             if self.output.pending() >= SEND_AT {
@@ -245,18 +363,24 @@ impl Connection {
     fn begin(&mut self, header: Header, ticket: Ticket, payload: Bytes) {
         let task = match ticket.task {
             Ok(task) => task,
-            Err(failure) => return self.output.reply(&header, Err(failure), ticket.memory),
+            Err(failure) => {
+                self.session.log_refusal(&header, &failure);
+                return self.output.reply(&header, Err(failure), ticket.memory);
+            }
         };
         let Some(op) = task.op() else {
             return self.close(End::Disconnected);
         };
+        let changes = op.changes();
         let begun = Begun {
             header,
             op,
             length: task.length(),
             memory: ticket.memory,
             since: Instant::now(),
+            number: self.number + 1,
         };
+        self.number += 1;
         self.session.export.counters().begun();
         let mut future = Box::pin(task.run(self.session.clone(), payload));
         match future.as_mut().poll(&mut Context::from_waker(&self.waker)) {
@@ -271,6 +395,9 @@ impl Connection {
                     };
                     (begun, result)
                 };
+                if changes {
+                    self.pending.insert(self.number);
+                }
                 self.work.push(limited.boxed());
             }
         }
@@ -306,7 +433,7 @@ impl Connection {
         match self.transport.receive(buffer, most, wait) {
             Ok(0) => {
                 // Stopping ends the socket's input too.
-                if self.handle.state.load(Ordering::SeqCst) == RUNNING {
+                if !self.is_stopping() {
                     self.close(End::Vanished);
                 }
                 Ok(())
@@ -321,6 +448,7 @@ impl Connection {
     fn sleep(&mut self, sent: bool) -> io::Result<()> {
         let wants_input = self.closing.is_none()
             && !self.waits
+            && !self.silent
             && self.work.len() < self.limits.in_flight_requests
             && self.output.pending() < SEND_AT;
         if wants_input && self.transport.has_input() {
@@ -329,13 +457,16 @@ impl Connection {
         let mut events = PollFlags::empty();
         events.set(PollFlags::IN, wants_input);
         events.set(PollFlags::OUT, !sent);
-        let limit = if self.handle.wakeup.may_sleep() {
+        // Whether the client is there is of interest even when nothing else is asked of it.
+        events.set(PollFlags::RDHUP, self.closing.is_none());
+        let looking = self.checkpoint.is_some_and(|c| c.last.is_none()) && wants_input;
+        let limit = if !looking && self.handle.wakeup.may_sleep() {
             let until = self.closing.as_ref().map(|(_, until)| *until);
             until.map(|until| until.saturating_duration_since(Instant::now()))
         } else {
             Some(Duration::ZERO)
         };
-        let (mut came, mut called) = (false, false);
+        let (mut came, mut called, mut gone) = (false, false, false);
         {
             let (wakeup, socket) = (self.handle.wakeup.event(), self.transport.socket());
             let mut fds = [
@@ -356,7 +487,9 @@ impl Connection {
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => {
                     called = !fds[0].revents().is_empty();
-                    came = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+                    let found = fds.get(1).map_or(PollFlags::empty(), PollFd::revents);
+                    came = found.contains(PollFlags::IN);
+                    gone = found.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -366,8 +499,17 @@ impl Connection {
         }
         if came && wants_input {
             self.receive(false)?;
+        } else if gone && self.closing.is_none() && !self.is_stopping() {
+            // There is no room to read what it sent last, and nobody waits for that any more.
+            self.close(End::Vanished);
+        } else if looking && let Some(checkpoint) = &mut self.checkpoint {
+            checkpoint.last = Some(self.number);
         }
         Ok(())
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.handle.state.load(Ordering::SeqCst) != RUNNING
     }
 }
 
@@ -375,6 +517,10 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.session.export.counters().abandoned(self.work.len());
         self.budget.give_back(self.memory);
+        // Dropped before the checkpoint is passed.
+        self.work.clear();
+        self.handle.passed.store(u64::MAX, Ordering::SeqCst);
+        self.handle.pass.notify_waiters();
     }
 }
 
@@ -388,7 +534,12 @@ fn admit(
     waker: &Waker,
 ) -> Admit<Ticket> {
     let payload = header.payload(session.mode);
-    if payload > u64::from(limits.request_length) {
+    let skipped = if session.mode == Mode::Extended {
+        0
+    } else {
+        SKIPPED
+    };
+    if payload > u64::from(limits.request_length).max(skipped) {
         let failure = Failure {
             errno: Errno::Inval,
             message: format!("the longest request has {} bytes", limits.request_length),

@@ -2,4 +2,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+
+mod nbd_tools;
+mod qemu;
+mod secure;
 mod test_client;

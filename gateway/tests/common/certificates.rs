@@ -78,16 +78,31 @@ impl Certificates {
         show: bool,
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> Arc<ClientConfig> {
+        self.configured(show.then_some(self), versions)
+    }
+
+    /// TLS of a client that trusts this authority, and shows a certificate of another one.
+    pub fn trusting_but_showing(&self, other: &Certificates) -> Arc<ClientConfig> {
+        self.configured(Some(other), rustls::DEFAULT_VERSIONS)
+    }
+
+    fn configured(
+        &self,
+        shown: Option<&Certificates>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(certificate(&self.client().join("ca-cert.pem"))).expect("a root");
+        roots
+            .add(certificate(&self.client().join("ca-cert.pem")))
+            .expect("a root");
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .expect("versions")
             .with_root_certificates(roots);
-        Arc::new(if show {
-            let key = PrivateKeyDer::from_pem_file(self.client().join("client-key.pem"));
-            let shown = certificate(&self.client().join("client-cert.pem"));
+        Arc::new(if let Some(shown) = shown {
+            let key = PrivateKeyDer::from_pem_file(shown.client().join("client-key.pem"));
+            let shown = certificate(&shown.client().join("client-cert.pem"));
             let config = builder.with_client_auth_cert(vec![shown], key.expect("a key"));
             config.expect("a certificate and its key")
         } else {
@@ -98,7 +113,9 @@ impl Certificates {
 
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.distinguished_name.push(DnType::CommonName, "volmux test authority");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "volmux test authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")

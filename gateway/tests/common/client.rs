@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,6 +126,8 @@ pub struct ExportInfo {
 pub struct Client {
     pub(super) stream: Stream,
     received: Vec<u8>,
+    /// How much of it was taken.
+    taken: usize,
     pub mode: Mode,
     /// Of the export, once there is one.
     pub export: ExportInfo,
@@ -139,27 +141,49 @@ impl Client {
     /// Connects and reads the server's greeting.
     pub fn connect(address: &Address) -> Client {
         let mut client = Client::connect_silently(address);
-        assert_eq!(client.u64(), wire::GREETING);
-        assert_eq!(client.u64(), wire::I_HAVE_OPT);
-        assert_eq!(
-            client.u16(),
-            3,
-            "fixed newstyle and no zeroes, nothing else"
-        );
+        client.read_greeting();
         client
+    }
+
+    fn read_greeting(&mut self) {
+        assert_eq!(self.u64(), wire::GREETING);
+        assert_eq!(self.u64(), wire::I_HAVE_OPT);
+        let flags = self.u16();
+        assert_eq!(flags, 3, "fixed newstyle and no zeroes, nothing else");
     }
 
     /// Connects and reads nothing.
     pub fn connect_silently(address: &Address) -> Client {
+        Client::over(Stream::connect(address).expect("connect"))
+    }
+
+    fn over(stream: Stream) -> Client {
         Client {
-            stream: Stream::connect(address).expect("connect"),
+            stream,
             received: Vec::new(),
+            taken: 0,
             mode: Mode::Simple,
             export: ExportInfo::default(),
             contexts: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_cookie: 0x1122_3344_5566_7788,
         }
+    }
+
+    /// As [`greeted`](Self::greeted), from one of this host's own addresses.
+    pub fn from_address(server: SocketAddr, from: IpAddr) -> Client {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&socket, &SocketAddr::new(from, 0)).expect("an address of this host");
+        connect(&socket, &server).expect("connect");
+        let stream = TcpStream::from(socket);
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a time limit");
+        let mut client = Client::over(Stream::Tcp(stream));
+        client.read_greeting();
+        client.client_flags(wire::FIXED_NEWSTYLE | wire::NO_ZEROES);
+        client
     }
 
     /// Connected, and the usual client flags are sent.
@@ -213,15 +237,18 @@ impl Client {
     /// The next `length` bytes.
     #[track_caller]
     pub fn receive(&mut self, length: usize) -> Vec<u8> {
-        let mut chunk = vec![0; 64 << 10];
-        while self.received.len() < length {
-            let got = self.stream.read(&mut chunk);
-            let got = got.unwrap_or_else(|e| panic!("waiting for {length} bytes: {e}"));
+        while self.received.len() - self.taken < length {
+            self.received.drain(..std::mem::take(&mut self.taken));
             let have = self.received.len();
+            self.received.resize(have + (64 << 10), 0);
+            let got = self.stream.read(&mut self.received[have..]);
+            let got = got.unwrap_or_else(|e| panic!("waiting for {length} bytes: {e}"));
+            self.received.truncate(have + got);
             assert!(got > 0, "the server hung up after {have} of {length} bytes");
-            self.received.extend(&chunk[..got]);
         }
-        self.received.drain(..length).collect()
+        let bytes = self.received[self.taken..self.taken + length].to_vec();
+        self.taken += length;
+        bytes
     }
 
     pub(super) fn u16(&mut self) -> u16 {
@@ -250,7 +277,7 @@ impl Client {
     /// All that the server still sends before it closes the connection.
     #[track_caller]
     pub fn rest(&mut self) -> Vec<u8> {
-        let mut rest = std::mem::take(&mut self.received);
+        let mut rest = self.received.split_off(self.taken);
         let mut chunk = vec![0; 64 << 10];
         loop {
             match self.stream.read(&mut chunk) {
@@ -269,6 +296,22 @@ impl Client {
         }
     }
 
+    /// The server ends TLS in order, and then the connection.
+    #[track_caller]
+    pub fn expect_tls_end(&mut self) {
+        let got = self.stream.read(&mut [0; 16]);
+        assert_eq!(got.expect("TLS's closing message comes first"), 0);
+    }
+
+    /// Some bytes, from a server that may have gone away.
+    pub fn try_receive(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; 4096];
+        match self.stream.read(&mut bytes)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            got => Ok(bytes[..got].to_vec()),
+        }
+    }
+
     /// The other end.
     pub fn stream(&self) -> &Stream {
         &self.stream
@@ -276,7 +319,7 @@ impl Client {
 
     /// Number of bytes that came and were not asked for yet.
     pub fn has_received(&self) -> usize {
-        self.received.len()
+        self.received.len() - self.taken
     }
 
     // Handshake.
@@ -411,18 +454,29 @@ impl Client {
         *found.unwrap_or_else(|| panic!("{name} is not selected")).0
     }
 
-    /// Begins TLS on the connection. `Err` if the TLS handshake fails.
+    /// Asks for TLS and begins it. `Err` if the TLS handshake fails.
     pub fn start_tls(
         mut self,
         config: Arc<rustls::ClientConfig>,
         server: &str,
     ) -> io::Result<Client> {
         self.acknowledged(opt::STARTTLS, &[]);
-        assert_eq!(
-            self.has_received(),
-            0,
-            "nothing comes in plain after the ACK"
-        );
+        self.begin_tls(config, server)
+    }
+
+    /// Begins TLS, which was asked for. `Err` if the TLS handshake fails.
+    pub fn begin_tls(
+        mut self,
+        config: Arc<rustls::ClientConfig>,
+        server: &str,
+    ) -> io::Result<Client> {
+        if let Some(first) = self.received.get(self.taken) {
+            assert_eq!(
+                *first, 0x15,
+                "nothing but an alert comes before the client's hello"
+            );
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
         let name = server.to_owned().try_into().expect("a server's name");
         let tls = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
         let plain = std::mem::replace(&mut self.stream, Stream::None);

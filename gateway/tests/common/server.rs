@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tracing::Dispatch;
 use volmux_core::layers::{FaultPlan, Faulty};
 use volmux_core::memory::MemoryPool;
 use volmux_core::{
@@ -66,21 +65,15 @@ impl Setup {
 
     /// Any pool.
     pub fn over(pool: Arc<dyn Pool>) -> Setup {
-        let log = Log::default();
-        let dispatch = Dispatch::new(log.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
-            .on_thread_start(move || {
-                // The thread belongs to this server until it ends.
-                std::mem::forget(tracing::dispatcher::set_default(&dispatch));
-            })
             .enable_all()
             .build()
             .expect("a runtime");
         Setup {
             pool,
+            log: Log::of(runtime.handle()),
             runtime,
-            log,
             listed: Vec::new(),
             every: None,
             limits: Limits::default(),
@@ -105,7 +98,9 @@ impl Setup {
     /// Makes a volume.
     pub fn unlisted(self, volume: &str, size: u64) -> Setup {
         let options = CreateOptions::thin(ByteSize::new(size));
-        let made = self.runtime.block_on(self.pool.create_volume(&name(volume), options));
+        let made = self
+            .runtime
+            .block_on(self.pool.create_volume(&name(volume), options));
         assert_eq!(made.expect("create").virtual_size.bytes(), size);
         self
     }
@@ -163,12 +158,15 @@ impl Setup {
         let local = "127.0.0.1:0".parse().expect("an address");
         let options = ServeOptions {
             exports: self.every.take().unwrap_or(listed),
-            listen: vec![if self.tcp { Listen::Tcp(local) } else { socket("nbd") }],
+            listen: vec![if self.tcp {
+                Listen::Tcp(local)
+            } else {
+                socket("nbd")
+            }],
             tls: self.tls.take(),
             statistics: self.statistics.then(|| socket("statistics")),
             limits: self.limits,
         };
-        let _log = tracing::dispatcher::set_default(&Dispatch::new(self.log.clone()));
         let served = volmux_gateway::serve(self.pool.clone(), options);
         match self.runtime.block_on(served) {
             Ok(server) => Ok(TestServer {
@@ -222,7 +220,10 @@ impl TestServer {
 
     /// Runs `work` on the server's threads.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        self.runtime.as_ref().expect("until it is dropped").block_on(work)
+        self.runtime
+            .as_ref()
+            .expect("until it is dropped")
+            .block_on(work)
     }
 
     pub fn server(&self) -> &Server {
@@ -252,13 +253,17 @@ impl TestServer {
     pub fn content(&self, volume: &str) -> Vec<u8> {
         let device = self.device(volume, OpenOptions::read_only()).expect("open");
         let size = usize::try_from(device.size()).expect("a small volume");
-        self.block_on(device.read_at(0, size)).expect("read").to_vec()
+        self.block_on(device.read_at(0, size))
+            .expect("read")
+            .to_vec()
     }
 
     /// Takes a snapshot, past the server.
     pub fn snapshot(&self, volume: &str, snapshot: &str) -> Volume {
         let (volume, snapshot) = (name(volume), name(snapshot));
-        let made = self.pool.snapshot_volume(&volume, &snapshot, Default::default());
+        let made = self
+            .pool
+            .snapshot_volume(&volume, &snapshot, Default::default());
         self.block_on(made).expect("snapshot")
     }
 
@@ -277,6 +282,13 @@ impl TestServer {
     pub fn stop(&mut self, within: Duration) -> Result<()> {
         let server = self.server.take().expect("it is stopped once");
         self.block_on(server.stop(within))
+    }
+
+    /// Stops it in good order, in the background.
+    pub fn begin_to_stop(&mut self, within: Duration) -> tokio::task::JoinHandle<Result<()>> {
+        let server = self.server.take().expect("it is stopped once");
+        let runtime = self.runtime.as_ref().expect("until it is dropped");
+        runtime.spawn(server.stop(within))
     }
 
     /// Ends it at once.

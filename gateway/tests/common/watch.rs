@@ -58,16 +58,23 @@ impl Watch {
 
     /// From now on calls of `op` wait before they do anything.
     pub fn hold(&self, op: &'static str) {
-        self.held.send_modify(|held| drop(held.insert(op)));
+        self.held.send_modify(|held| {
+            held.insert(op);
+        });
     }
 
     /// They wait no longer.
     pub fn release(&self, op: &'static str) {
-        self.held.send_modify(|held| drop(held.remove(op)));
+        self.held.send_modify(|held| {
+            held.remove(op);
+        });
     }
 
     fn push(&self, step: Step) {
-        self.steps.lock().expect("no test panics in here").push(step);
+        self.steps
+            .lock()
+            .expect("no test panics in here")
+            .push(step);
     }
 }
 

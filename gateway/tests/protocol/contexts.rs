@@ -18,7 +18,9 @@ fn since(snapshot: &str) -> String {
 fn server() -> TestServer {
     let server = Setup::memory().volume("vol", 4 * MIB).start();
     let mut client = server.open("vol", Mode::Simple);
-    client.write(MIB, &vec![1; 64 * KIB as usize]).expect("write");
+    client
+        .write(MIB, &vec![1; 64 * KIB as usize])
+        .expect("write");
     client.write(3 * MIB, &[2; 4096]).expect("write");
     client.disconnect();
     server
@@ -39,7 +41,9 @@ fn allocation_is_that_of_the_volume() {
         ];
         assert_eq!(client.whole_status(ALLOCATION), expected);
         // From within.
-        let part = client.status(ALLOCATION, MIB + 100, 64 * KIB).expect("status");
+        let part = client
+            .status(ALLOCATION, MIB + 100, 64 * KIB)
+            .expect("status");
         assert_eq!(part[0], (64 * KIB - 100, 0));
         let part = client.status(ALLOCATION, 4 * MIB - 1, 1).expect("status");
         assert_eq!(part, [(1, 3)]);
@@ -56,7 +60,9 @@ fn allocation_follows_writes_trims_and_zeros() {
             client.trim(0, MIB).expect("trim");
             client.flush().expect("flush");
             assert_eq!(client.whole_status(ALLOCATION), [(MIB, 3)]);
-            client.write(64 * KIB, &vec![1; 64 * KIB as usize]).expect("write");
+            client
+                .write(64 * KIB, &vec![1; 64 * KIB as usize])
+                .expect("write");
             client.flush().expect("flush");
             let expected = [(64 * KIB, 3), (64 * KIB, 0), (896 * KIB, 3)];
             assert_eq!(client.whole_status(ALLOCATION), expected);
@@ -82,7 +88,11 @@ fn req_one_gives_one_extent_no_longer_than_asked() {
         ] {
             let request = Request::new(cmd::BLOCK_STATUS, offset, length).with(flag::REQ_ONE);
             let done = client.ask(request);
-            assert_eq!(done.status.values().next().expect("one"), &[expected], "{offset}");
+            assert_eq!(
+                done.status.values().next().expect("one"),
+                &[expected],
+                "{offset}"
+            );
         }
         client.disconnect();
     }
@@ -116,11 +126,16 @@ fn a_large_volume_has_one_long_extent() {
     let size = 6 << 40;
     let server = Setup::memory().volume("vol", size).start();
     let mut client = server.open_with("vol", Mode::Extended, &[ALLOCATION]);
-    assert_eq!(client.status(ALLOCATION, 0, size).expect("status"), [(size, 3)]);
+    assert_eq!(
+        client.status(ALLOCATION, 0, size).expect("status"),
+        [(size, 3)]
+    );
     client.disconnect();
     // Compact headers have 32 bits for an extent.
     let mut client = server.open_with("vol", Mode::Structured, &[ALLOCATION]);
-    let status = client.status(ALLOCATION, 0, u64::from(u32::MAX)).expect("status");
+    let status = client
+        .status(ALLOCATION, 0, u64::from(u32::MAX))
+        .expect("status");
     assert!(status.iter().all(|(_, flags)| *flags == 3));
     client.disconnect();
 }
@@ -155,24 +170,41 @@ fn queries_select_what_they_name_and_unknown_ones_nothing() {
     assert_eq!(client.list_contexts("vol", &["base:"]), [ALLOCATION]);
     assert_eq!(client.list_contexts("vol", &[ALLOCATION]), [ALLOCATION]);
     let none: [&str; 0] = [];
-    for unknown in ["base:other", "qemu:", "qemu:dirty-bitmap:x", "x-other:y", "x-volmux:no"] {
+    for unknown in [
+        "base:other",
+        "qemu:",
+        "qemu:dirty-bitmap:x",
+        "x-other:y",
+        "x-volmux:no",
+    ] {
         assert_eq!(client.list_contexts("vol", &[unknown]), none, "{unknown}");
         assert_eq!(client.select("vol", &[unknown]), none, "{unknown}");
     }
     // Selecting takes no wildcards.
     assert_eq!(client.select("vol", &["base:"]), none);
     assert_eq!(client.select("vol", &[]), none);
-    assert_eq!(client.select("vol", &["base:other", ALLOCATION, "x:y"]), [ALLOCATION]);
+    assert_eq!(
+        client.select("vol", &["base:other", ALLOCATION, "x:y"]),
+        [ALLOCATION]
+    );
     let all = client.list_contexts("vol", &[]);
     assert!(all.contains(&ALLOCATION.to_owned()), "{all:?}");
-    assert!(all.iter().any(|context| context.starts_with("x-volmux:")), "{all:?}");
+    assert!(
+        all.iter().any(|context| context.starts_with("x-volmux:")),
+        "{all:?}"
+    );
     for wildcard in ["x-volmux:", "x-volmux:changed-since:"] {
         assert_eq!(client.list_contexts("vol", &[wildcard]), [since("snap")]);
     }
-    assert_eq!(client.list_contexts("vol", &[&since("snap")]), [since("snap")]);
+    assert_eq!(
+        client.list_contexts("vol", &[&since("snap")]),
+        [since("snap")]
+    );
     assert_eq!(client.list_contexts("vol", &[&since("nothing")]), none);
     client.go("vol");
-    client.status(ALLOCATION, 0, 1).expect("the last selection counts");
+    client
+        .status(ALLOCATION, 0, 1)
+        .expect("the last selection counts");
     client.disconnect();
 }
 
@@ -181,11 +213,21 @@ fn a_query_without_a_namespace_selects_nothing() {
     let server = server();
     let mut client = server.greeted();
     client.negotiate(Mode::Structured);
-    for query in ["", "base", "allocation", "changed-since", ":", ":allocation"] {
+    for query in [
+        "",
+        "base",
+        "allocation",
+        "changed-since",
+        ":",
+        ":allocation",
+    ] {
         for option in [opt::LIST_META_CONTEXT, opt::SET_META_CONTEXT] {
             let replies = client.option(option, &wire::meta("vol", &[query]));
             assert_eq!(replies.len(), 1, "{query:?}: {replies:?}");
-            assert!([rep::ACK, rep::ERR_INVALID].contains(&replies[0].kind), "{replies:?}");
+            assert!(
+                [rep::ACK, rep::ERR_INVALID].contains(&replies[0].kind),
+                "{replies:?}"
+            );
         }
     }
     assert_eq!(client.list(), ["vol"]);
@@ -234,7 +276,10 @@ fn a_selection_goes_together_with_the_old_way_to_an_export() {
     client.negotiate(Mode::Structured);
     client.select("vol", &[ALLOCATION]);
     client.export_name("vol", true);
-    assert_eq!(client.status(ALLOCATION, MIB, 4096).expect("status")[0].1, 0);
+    assert_eq!(
+        client.status(ALLOCATION, MIB, 4096).expect("status")[0].1,
+        0
+    );
     client.disconnect();
 }
 
@@ -260,8 +305,14 @@ fn changed(setup: Setup, exact: bool) {
         let since_second = client.whole_status(contexts[1]);
         if exact {
             let gap = (MIB - k, 0);
-            assert_eq!(since_first, [(k, 1), gap, (k, 1), gap, (k, 1), (2 * MIB - k, 0)]);
-            assert_eq!(since_second, [(k, 1), (2 * MIB - k, 0), (k, 1), (2 * MIB - k, 0)]);
+            assert_eq!(
+                since_first,
+                [(k, 1), gap, (k, 1), gap, (k, 1), (2 * MIB - k, 0)]
+            );
+            assert_eq!(
+                since_second,
+                [(k, 1), (2 * MIB - k, 0), (k, 1), (2 * MIB - k, 0)]
+            );
         }
         // Whatever the grade, nothing that changed is left out.
         for (at, of_first) in [(0, 1), (MIB, 1), (2 * MIB, 1)] {
@@ -308,7 +359,15 @@ fn another_volumes_snapshot_is_no_context_and_leaks_nothing() {
     let mut client = server.greeted();
     client.negotiate(Mode::Extended);
     let none: [&str; 0] = [];
-    for foreign in ["of-secret", "secret", "vol", "../x", "", "of-secret ", "nothing"] {
+    for foreign in [
+        "of-secret",
+        "secret",
+        "vol",
+        "../x",
+        "",
+        "of-secret ",
+        "nothing",
+    ] {
         assert_eq!(client.select("vol", &[&since(foreign)]), none, "{foreign}");
         let listed = client.list_contexts("vol", &[&since(foreign)]);
         assert_eq!(listed, none, "{foreign}");
@@ -330,7 +389,9 @@ fn a_snapshot_and_a_clone_are_compared_with_their_own_lineage() {
     server.snapshot("vol", "second");
     client.disconnect();
     let (from, to) = (name("second"), name("clone"));
-    let made = server.pool.clone_volume(&from, &to, CloneOptions::default());
+    let made = server
+        .pool
+        .clone_volume(&from, &to, CloneOptions::default());
     server.block_on(made).expect("clone");
     // The second snapshot against the first.
     let context = since("first");
@@ -378,8 +439,15 @@ fn a_bad_selective_status_is_read_and_refused() {
     let context = since("snap");
     let mut client = server.open_with("vol", Mode::Extended, &[ALLOCATION, &context]);
     let (base, changed) = (client.context(ALLOCATION), client.context(&context));
-    let unknown = (0..).find(|id| ![base, changed].contains(id)).expect("there are many");
-    for ids in [&[unknown][..], &[base, base], &[base, changed, base], &[base, unknown]] {
+    let unknown = (0..)
+        .find(|id| ![base, changed].contains(id))
+        .expect("there are many");
+    for ids in [
+        &[unknown][..],
+        &[base, base],
+        &[base, changed, base],
+        &[base, unknown],
+    ] {
         let done = client.ask(Request::selective_status(0, 4096, ids));
         assert_eq!(done.error, errno::EINVAL, "{ids:?}");
     }
@@ -412,8 +480,12 @@ fn a_snapshot_deleted_meanwhile_makes_an_error_and_no_wrong_answer() {
     let mut client = server.open_with("vol", Mode::Structured, &[&context]);
     client.status(&context, 0, 4096).expect("status");
     let snapshot = name("snap");
-    server.block_on(server.pool.delete_volume(&snapshot)).expect("delete");
-    client.status(&context, 0, 4096).expect_err("the snapshot is gone");
+    server
+        .block_on(server.pool.delete_volume(&snapshot))
+        .expect("delete");
+    client
+        .status(&context, 0, 4096)
+        .expect_err("the snapshot is gone");
     assert_eq!(client.read(0, 1).expect("read"), [0]);
     client.disconnect();
     server.log.expect_warning(&["export=vol", "peer="]);
@@ -426,9 +498,13 @@ fn a_snapshot_made_anew_under_the_same_name_is_not_taken_for_the_old_one() {
     server.snapshot("vol", "snap");
     let context = since("snap");
     let mut client = server.open_with("vol", Mode::Structured, &[&context]);
-    server.block_on(server.pool.delete_volume(&name("snap"))).expect("delete");
+    server
+        .block_on(server.pool.delete_volume(&name("snap")))
+        .expect("delete");
     server.snapshot("other", "snap");
-    client.status(&context, 0, 4096).expect_err("it is another volume's snapshot");
+    client
+        .status(&context, 0, 4096)
+        .expect_err("it is another volume's snapshot");
     client.disconnect();
 }
 
@@ -437,10 +513,24 @@ fn the_status_of_a_volume_that_grew_ends_where_the_connection_was_told() {
     let server = server();
     let mut old = server.open_with("vol", Mode::Extended, &[ALLOCATION]);
     let grown = ResizeOptions::grow(volmux_core::ByteSize::mib(8));
-    server.block_on(server.pool.resize_volume(&name("vol"), grown)).expect("resize");
-    assert_eq!(old.whole_status(ALLOCATION).iter().map(|e| e.0).sum::<u64>(), 4 * MIB);
+    server
+        .block_on(server.pool.resize_volume(&name("vol"), grown))
+        .expect("resize");
+    assert_eq!(
+        old.whole_status(ALLOCATION)
+            .iter()
+            .map(|e| e.0)
+            .sum::<u64>(),
+        4 * MIB
+    );
     let mut new = server.open_with("vol", Mode::Extended, &[ALLOCATION]);
-    assert_eq!(new.whole_status(ALLOCATION).iter().map(|e| e.0).sum::<u64>(), 8 * MIB);
+    assert_eq!(
+        new.whole_status(ALLOCATION)
+            .iter()
+            .map(|e| e.0)
+            .sum::<u64>(),
+        8 * MIB
+    );
     old.disconnect();
     new.disconnect();
 }

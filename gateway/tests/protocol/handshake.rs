@@ -42,7 +42,11 @@ fn the_old_way_pads_unless_told_otherwise() {
         client.client_flags(flags);
         client.export_name("vol", flags & wire::NO_ZEROES != 0);
         assert_eq!(client.export.size, MIB);
-        assert_eq!(client.export.flags & can::DF, 0, "DF needs structured replies");
+        assert_eq!(
+            client.export.flags & can::DF,
+            0,
+            "DF needs structured replies"
+        );
         client.write(5, b"old").expect("write");
         assert_eq!(client.read(4, 5).expect("read"), b"\0old\0");
         client.disconnect();
@@ -68,7 +72,9 @@ fn the_old_way_to_an_unknown_volume_ends_the_connection() {
         client.send(&wire::option(opt::EXPORT_NAME, export.as_bytes()));
         client.expect_end();
     }
-    server.log.expect_warning(&["export=nothing", "peer=", "error="]);
+    server
+        .log
+        .expect_warning(&["export=nothing", "peer=", "error="]);
     serves(&server);
 }
 
@@ -95,12 +101,19 @@ fn a_single_volume_is_the_default_export_too() {
     assert_eq!(client.read(0, 10).expect("read"), b"by no name");
     client.disconnect();
     let mut client = server.greeted();
-    assert_eq!(client.info("").name.as_deref(), Some("vol"), "the canonical name");
+    assert_eq!(
+        client.info("").name.as_deref(),
+        Some("vol"),
+        "the canonical name"
+    );
 }
 
 #[test]
 fn of_two_volumes_none_is_the_default_export() {
-    let server = Setup::memory().volume("a", MIB).volume("b", 2 * MIB).start();
+    let server = Setup::memory()
+        .volume("a", MIB)
+        .volume("b", 2 * MIB)
+        .start();
     let mut client = server.greeted();
     client.refused(opt::GO, &wire::go("", &[]), rep::ERR_UNKNOWN);
     client.refused(opt::INFO, &wire::go("", &[]), rep::ERR_UNKNOWN);
@@ -118,7 +131,9 @@ fn every_volume_is_served_by_name_and_one_made_later_too() {
     let server = setup.start();
     server.open("a", Mode::Simple).disconnect();
     let options = volmux_core::CreateOptions::thin(volmux_core::ByteSize::kib(64));
-    server.block_on(server.pool.create_volume(&name("later"), options)).expect("create");
+    server
+        .block_on(server.pool.create_volume(&name("later"), options))
+        .expect("create");
     let client = server.open("later", Mode::Simple);
     assert_eq!(client.export.size, 64 * KIB);
     client.disconnect();
@@ -129,7 +144,10 @@ fn every_volume_is_served_by_name_and_one_made_later_too() {
 
 #[test]
 fn the_list_holds_what_is_served_and_nothing_else() {
-    let setup = Setup::memory().volume("a", MIB).volume("b", MIB).unlisted("hidden", MIB);
+    let setup = Setup::memory()
+        .volume("a", MIB)
+        .volume("b", MIB)
+        .unlisted("hidden", MIB);
     let server = setup.start();
     let mut client = server.greeted();
     let mut listed = client.list();
@@ -150,7 +168,10 @@ fn go_and_info_tell_the_same_of_an_export() {
         assert_eq!(told.size, MIB);
         assert_eq!(told.block_size, Some([1, 4096, 32 << 20]));
         client.go("vol");
-        assert_eq!((client.export.size, client.export.flags), (told.size, told.flags));
+        assert_eq!(
+            (client.export.size, client.export.flags),
+            (told.size, told.flags)
+        );
         client.disconnect();
     }
 }
@@ -158,7 +179,9 @@ fn go_and_info_tell_the_same_of_an_export() {
 #[test]
 fn the_flags_tell_what_can_be_done() {
     let setup = Setup::memory().volume("vol", MIB).unlisted("fixed", MIB);
-    let server = setup.export(ExportOptions::read_only(name("fixed"))).start();
+    let server = setup
+        .export(ExportOptions::read_only(name("fixed")))
+        .start();
     let all = can::HAS_FLAGS
         | can::FLUSH
         | can::FUA
@@ -171,7 +194,11 @@ fn the_flags_tell_what_can_be_done() {
         let of_mode = if mode == Mode::Simple { 0 } else { can::DF };
         // The specification: not without a metadata context.
         let client = server.open("vol", mode);
-        assert_eq!(client.export.flags & !can::BLOCK_STATUS_PAYLOAD, all | of_mode, "{mode:?}");
+        assert_eq!(
+            client.export.flags & !can::BLOCK_STATUS_PAYLOAD,
+            all | of_mode,
+            "{mode:?}"
+        );
         client.disconnect();
         let client = server.open("fixed", mode);
         let flags = client.export.flags;
@@ -195,9 +222,18 @@ fn an_unknown_export_is_refused_by_name_and_the_connection_lives_on() {
         let text = client.refused(option, &wire::go("nothing", &[]), rep::ERR_UNKNOWN);
         assert!(text.contains("nothing"), "{text}");
     }
-    server.log.expect_warning(&["export=nothing", "peer=", "error="]);
+    server
+        .log
+        .expect_warning(&["export=nothing", "peer=", "error="]);
     // What could never be a volume's name.
-    for export in ["../vol", "a/b", "vol\n", "\u{2028}", "vol ", &"x".repeat(128)] {
+    for export in [
+        "../vol",
+        "a/b",
+        "vol\n",
+        "\u{2028}",
+        "vol ",
+        &"x".repeat(128),
+    ] {
         client.refused(opt::GO, &wire::go(export, &[]), rep::ERR_UNKNOWN);
     }
     client.go("vol");
@@ -213,7 +249,10 @@ fn a_name_from_outside_does_not_forge_lines_of_the_log() {
     let text = client.option(opt::GO, &wire::go(forged, &[]))[0].text();
     assert!(!text.contains('\n'), "{text:?}");
     server.log.expect_warning(&["forged"]);
-    assert!(server.log.lines().iter().all(|line| !line.contains('\n')), "one line for each");
+    assert!(
+        server.log.lines().iter().all(|line| !line.contains('\n')),
+        "one line for each"
+    );
     client.go("vol");
     client.disconnect();
 }
@@ -273,7 +312,11 @@ fn a_handshake_cut_off_at_any_byte_does_no_harm() {
         }
     }
     server.wait_until_idle();
-    assert_eq!(server.content("vol"), vec![0; MIB as usize], "half a write is none");
+    assert_eq!(
+        server.content("vol"),
+        vec![0; MIB as usize],
+        "half a write is none"
+    );
     serves(&server);
 }
 
@@ -290,23 +333,38 @@ fn options_sent_all_at_once_are_answered_in_order() {
     let kinds = |replies: Vec<crate::common::client::OptionReply>| {
         replies.iter().map(|reply| reply.kind).collect::<Vec<_>>()
     };
-    assert_eq!(kinds(client.option_replies(opt::STRUCTURED_REPLY)), [rep::ACK]);
-    assert_eq!(kinds(client.option_replies(opt::LIST)), [rep::SERVER, rep::ACK]);
+    assert_eq!(
+        kinds(client.option_replies(opt::STRUCTURED_REPLY)),
+        [rep::ACK]
+    );
+    assert_eq!(
+        kinds(client.option_replies(opt::LIST)),
+        [rep::SERVER, rep::ACK]
+    );
     assert_eq!(kinds(client.option_replies(77)), [rep::ERR_UNSUP]);
-    assert_eq!(*kinds(client.option_replies(opt::GO)).last().expect("last"), rep::ACK);
+    assert_eq!(
+        *kinds(client.option_replies(opt::GO)).last().expect("last"),
+        rep::ACK
+    );
     client.expect_end();
 }
 
 #[test]
 fn a_volume_of_a_named_list_is_held_from_the_start_to_the_end() {
     let mut server = server();
-    let busy = server.device("vol", OpenOptions::read_write()).expect_err("it is held");
+    let busy = server
+        .device("vol", OpenOptions::read_write())
+        .expect_err("it is held");
     assert_eq!(busy.kind(), volmux_core::ErrorKind::Busy);
     server.open("vol", Mode::Simple).disconnect();
-    let busy = server.device("vol", OpenOptions::read_write()).expect_err("it is held");
+    let busy = server
+        .device("vol", OpenOptions::read_write())
+        .expect_err("it is held");
     assert_eq!(busy.kind(), volmux_core::ErrorKind::Busy);
     server.stop(Duration::from_secs(30)).expect("stop");
-    server.device("vol", OpenOptions::read_write()).expect("it is free");
+    server
+        .device("vol", OpenOptions::read_write())
+        .expect("it is free");
 }
 
 #[test]
@@ -315,7 +373,10 @@ fn a_volume_of_all_is_closed_after_its_last_client_said_goodbye() {
     let server = setup.start();
     let free = || server.device("vol", OpenOptions::read_write()).is_ok();
     assert!(free());
-    let (a, b) = (server.open("vol", Mode::Simple), server.open("vol", Mode::Extended));
+    let (a, b) = (
+        server.open("vol", Mode::Simple),
+        server.open("vol", Mode::Extended),
+    );
     assert!(!free());
     a.disconnect();
     assert!(!free());
@@ -326,16 +387,22 @@ fn a_volume_of_all_is_closed_after_its_last_client_said_goodbye() {
 #[test]
 fn a_volume_of_all_stays_open_for_a_client_that_was_cut_off_until_the_release_time() {
     let setup = Setup::memory().unlisted("vol", MIB).every_volume();
-    let server = setup.limits(|l| l.release_time = Duration::from_secs(3600)).start();
+    let server = setup
+        .limits(|l| l.release_time = Duration::from_secs(3600))
+        .start();
     drop(server.open("vol", Mode::Simple));
     server.wait_until_idle();
-    let busy = server.device("vol", OpenOptions::read_write()).expect_err("it is held");
+    let busy = server
+        .device("vol", OpenOptions::read_write())
+        .expect_err("it is held");
     assert_eq!(busy.kind(), volmux_core::ErrorKind::Busy);
-    server.open("vol", Mode::Simple).disconnect();
-    eventually("it is closed", || server.device("vol", OpenOptions::read_write()).is_ok());
 
     let setup = Setup::memory().unlisted("vol", MIB).every_volume();
-    let server = setup.limits(|l| l.release_time = Duration::from_millis(50)).start();
+    let server = setup
+        .limits(|l| l.release_time = Duration::from_millis(50))
+        .start();
     drop(server.open("vol", Mode::Simple));
-    eventually("it is closed", || server.device("vol", OpenOptions::read_write()).is_ok());
+    eventually("it is closed", || {
+        server.device("vol", OpenOptions::read_write()).is_ok()
+    });
 }

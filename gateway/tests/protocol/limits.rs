@@ -26,7 +26,9 @@ fn a_handshake_that_takes_too_long_is_cut_off() {
     client.expect_end();
     // Asks for ever.
     let mut client = server.greeted();
-    eventually("it is cut off", || client.try_send(&wire::option(99, b"")).is_err());
+    eventually("it is cut off", || {
+        client.try_send(&wire::option(99, b"")).is_err()
+    });
     // A byte now and then.
     let mut client = server.greeted();
     let slow = wire::option(98, &[0; 4000]);
@@ -113,8 +115,13 @@ fn a_client_that_reads_no_replies_takes_a_bounded_amount_of_memory_and_stops_nob
         }
         // Each connection may have 4 MiB under way, and one request when all is taken; sockets
         // hold some hundred KiB.
-        let large = pool.hook().began_where(|range| range.is_some_and(|r| r.length == MIB));
-        assert!(large <= 4 * 5 + 1, "{large} reads of 1 MiB without a reader");
+        let large = pool
+            .hook()
+            .began_where(|range| range.is_some_and(|r| r.length == MIB));
+        assert!(
+            large <= 4 * 5 + 1,
+            "{large} reads of 1 MiB without a reader"
+        );
         modest.disconnect();
         // They are served as soon as they read.
         let mut late = greedy.pop().expect("four");
@@ -156,7 +163,10 @@ fn payloads_that_never_come_take_a_bounded_amount_of_memory_and_stop_nobody() {
     server.wait_until_idle();
     assert_eq!(server.status().in_flight_bytes, 0);
     let content = server.content("vol");
-    assert!(content[..MIB as usize].iter().all(|b| *b == 0), "no half write");
+    assert!(
+        content[..MIB as usize].iter().all(|b| *b == 0),
+        "no half write"
+    );
 }
 
 #[test]
@@ -165,12 +175,15 @@ fn one_connection_does_not_keep_the_pool_to_itself() {
     let setup = Setup::over(pool.clone()).volume("vol", MIB);
     let server = setup.limits(|l| l.in_flight_requests = 8).start();
     let mut client = server.open("vol", Mode::Structured);
+    // Before the others hang: a new connection waits for what its client has sent.
+    let mut other = server.open("vol", Mode::Structured);
     pool.hook().hold("read_at");
     for i in 0..100 {
         client.submit(Request::new(cmd::READ, i, 1));
     }
-    eventually("the first are under way", || pool.hook().began("read_at") >= 8);
-    let mut other = server.open("vol", Mode::Structured);
+    eventually("the first are under way", || {
+        pool.hook().began("read_at") >= 8
+    });
     other.write(0, b"through").expect("write");
     other.flush().expect("flush");
     assert_eq!(pool.hook().began("read_at"), 8, "no more than the limit");
@@ -192,7 +205,9 @@ fn limits_out_of_range_are_refused_by_name() {
         ("request_length", |l| l.request_length = 4 * KIB as u32),
         ("request_length", |l| l.request_length = u32::MAX),
         ("in_flight_requests", |l| l.in_flight_requests = 0),
-        ("in_flight_per_connection", |l| l.in_flight_per_connection = MIB),
+        ("in_flight_per_connection", |l| {
+            l.in_flight_per_connection = MIB
+        }),
         ("handshake_time", |l| l.handshake_time = Duration::ZERO),
     ];
     for (limit, change) in changes {
