@@ -99,7 +99,9 @@ impl Lab {
             statistics: None,
             limits: Limits::default(),
         };
-        let server = self.runtime.block_on(serve(Arc::clone(&self.pool), options));
+        let server = self
+            .runtime
+            .block_on(serve(Arc::clone(&self.pool), options));
         server.expect("serve")
     }
 
@@ -240,7 +242,10 @@ fn a_guest_outlives_its_gateway(mut lab: Lab, end: &End) {
             End::Drop => drop(server),
         }
         let ahead = guest.said();
-        assert!(!ahead.contains(&"record 150".to_owned()), "it went too fast");
+        assert!(
+            !ahead.contains(&"record 150".to_owned()),
+            "it went too fast"
+        );
         lab.pool = lab.other_pool();
         server = lab.serve_guest();
     }
@@ -301,7 +306,9 @@ fn live_snapshots_hold_what_was_durable(lab: &Lab) {
 
 fn last_record(said: &[String]) -> Option<u64> {
     let records = said.iter().filter_map(|line| line.strip_prefix("record "));
-    records.last().map(|number| number.parse().expect("a number"))
+    records
+        .last()
+        .map(|number| number.parse().expect("a number"))
 }
 
 #[test]

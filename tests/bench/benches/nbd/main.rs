@@ -12,9 +12,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use volmux::nfs::{DirConfig, DirPool};
-use volmux::{ByteSize, CreateOptions, Pool, VolumeName};
+use volmux::{ByteSize, CreateOptions, VolumeName};
 use volmux_bench::fio::{self, Job, Outcome};
-use volmux_bench::{Figures, Result, Server, count, header, ratio, run};
+use volmux_bench::{Figures, Result, Server, count, header, ratio};
 use volmux_conformance::scratch::LoopFs;
 
 mod serve;
