@@ -42,7 +42,7 @@ demo: setup ## show the whole life of a volume, on a pool in a temporary directo
 
 # The short steps come first, the tests last: what fails early costs little.
 .PHONY: check
-check: setup fmt clippy docs licences lifecycle check-demo fuzz test-all ## everything that must hold before a commit lands
+check: setup fmt clippy docs licences lifecycle check-serve check-demo fuzz test-all ## everything that must hold before a commit lands
 	$(call title,check: all passed)
 	@awk '/^test result:/ { p += $$4; f += $$6; i += $$8 } \
 	    END { printf "%d passed, %d failed, %d skipped\n", p, f, i; exit p == 0 }' $(TEST_LOG)
@@ -85,6 +85,11 @@ lifecycle: programs ## the life of a volume as a Rust program
 	$(call title,examples/lifecycle.rs)
 	@$(CARGO_TARGET_DIR)/debug/examples/lifecycle
 
+.PHONY: check-serve
+check-serve: programs ## a Rust program that serves a volume over NBD
+	$(call title,examples/serve.rs)
+	@$(CARGO_TARGET_DIR)/debug/examples/serve --self-test
+
 .PHONY: check-demo
 check-demo: programs
 	$(call title,demo)
@@ -125,3 +130,8 @@ bench-dir: setup ## directory pools against cp, qemu-img and a plain directory s
 	$(call title,bench-dir: build)
 	@cargo build --locked --profile bench -p volmux-cli
 	@VOLMUX=$(abspath $(CARGO_TARGET_DIR))/release/volmux cargo bench --locked -p volmux-bench --bench dir
+
+.PHONY: bench-nbd
+bench-nbd: setup ## the NBD gateway against nbdkit and qemu-nbd (root)
+	$(call title,bench-nbd)
+	@cargo bench --locked -p volmux-bench --bench nbd

@@ -15,7 +15,8 @@ fi
 VOLMUX=$(realpath "$VOLMUX")
 repository=$PWD
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+server=
+trap 'kill -KILL $server 2>/dev/null || true; rm -rf "$work"' EXIT
 cd "$work"
 mkdir pool files
 export VOLMUX_POOL="dir://$work/pool"
@@ -72,6 +73,18 @@ refused() {
     show "$@"
     "$@" || got=$?
     check "refused with exit code $code" [ "$got" -eq "$code" ]
+}
+
+# serve VOLUME: serves it over NBD; $uri is where, $server the process.
+serve() {
+    show volmux export "$1" --socket "$1.sock"
+    "$VOLMUX" export "$1" --socket "$1.sock" >uri &
+    server=$!
+    for _ in {1..600}; do
+        [ -s uri ] || sleep 0.1
+    done
+    cat uri
+    uri=$(cat uri)
 }
 
 sha256() {
@@ -185,7 +198,22 @@ step '10. Export for another hypervisor'
 run volmux volume export web web.qcow2 --format qcow2 --verify
 check 'qemu-img finds the qcow2 sound' qemu-img check -q -f qcow2 web.qcow2
 
-step '11. Thin volumes take no space; mistakes are refused with a reason'
+step '11. Serve it over NBD, as a hypervisor anywhere would use it'
+serve web
+run qemu-img info -f raw "$uri"
+check 'a client reads what the exported image holds' \
+    qemu-img compare -q -f raw -F qcow2 "$uri" web.qcow2
+run qemu-io -f raw -c 'write -P 0x5a 40M 1M' "$uri"
+refused 17 volmux volume delete web
+run kill -TERM "$server"
+check 'it ends in order' wait "$server"
+server=
+volmux volume export web served.raw --format raw >/dev/null
+# 0x5a is the letter Z.
+check 'what the client wrote is in the volume' \
+    [ "$(dd if=served.raw bs=1M skip=40 count=1 2>/dev/null | tr -dc Z | wc -c)" -eq 1048576 ]
+
+step '12. Thin volumes take no space; mistakes are refused with a reason'
 run volmux volume create big 100GiB
 run volmux volume list --sort name
 refused 12 volmux volume create big 200GiB
@@ -193,7 +221,7 @@ refused 14 volmux volume create ../big 1GiB
 refused 14 volmux volume resize spare 1MiB
 refused 11 volmux volume info nobody
 
-step '12. Delete the parents first: what came from them does not mind'
+step '13. Delete the parents first: what came from them does not mind'
 run volmux volume delete web web-monday big
 check 'the clone still reads' has_file rescue /README.md files/README.md
 run volmux volume delete rescue spare

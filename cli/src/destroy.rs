@@ -7,7 +7,6 @@ use volmux::{
 
 use crate::app::App;
 use crate::output::{DeleteDoc, DetachDoc, DryRunDoc, VolumeDoc};
-use crate::stale;
 use crate::volume::show_made;
 
 /// Deletes each of `names`; one that can't be deleted does not stop the others.
@@ -45,8 +44,7 @@ async fn delete_one(app: &App, pool: &dyn Pool, name: &VolumeName, dry_run: bool
         };
         return plan(app, "delete_volume", name, volume.as_ref(), &effect);
     }
-    app.guard("delete_volume", stale::delete(pool, name))
-        .await?;
+    app.guard("delete_volume", pool.delete_volume(name)).await?;
     let document = DeleteDoc {
         schema: "volmux.delete.v1",
         name: name.as_str(),
@@ -140,12 +138,8 @@ pub async fn revert(app: &App, name: &str, snapshot: &str, dry_run: bool) -> Res
         return Ok(0);
     }
     let (bar, control) = app.progress("revert");
-    let revert = async || {
-        let control = control.clone();
-        pool.revert_volume(&name, &snapshot, RevertOptions { control })
-            .await
-    };
-    let volume = stale::retry(pool.as_ref(), &name, revert).await?;
+    let options = RevertOptions { control };
+    let volume = pool.revert_volume(&name, &snapshot, options).await?;
     drop(bar);
     show_made(app, pool.as_ref(), "reverted", &volume).await
 }
@@ -231,8 +225,7 @@ pub async fn resize(app: &App, name: &str, size: &str, shrink: bool, dry_run: bo
         plan_resize(app, pool.as_ref(), &name, options).await?;
         return Ok(0);
     }
-    let resize = async || pool.resize_volume(&name, options).await;
-    let resize = stale::retry(pool.as_ref(), &name, resize);
+    let resize = pool.resize_volume(&name, options);
     let volume = match app.guard("resize_volume", resize).await {
         Ok(volume) => volume,
         Err(error) if error.kind() == ErrorKind::InvalidInput && !shrink => {

@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions as FileOptions, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{OFlags, SeekFrom, seek};
 use tempfile::NamedTempFile;
@@ -18,7 +19,7 @@ use volmux::{
 
 use crate::app::App;
 use crate::args::{ExportArgs, Format};
-use crate::import::{needs_attach, with_attached};
+use crate::for_qemu;
 use crate::output::{Bar, TransferDoc, VolumeDoc};
 use crate::qemu_img::{self, QemuImg};
 use crate::raw_file::RawFile;
@@ -50,7 +51,7 @@ pub async fn run(app: &App, args: &ExportArgs) -> Result<u8> {
     let (bar, control) = app.progress("export");
     let export = Export {
         app,
-        pool: pool.as_ref(),
+        pool: &pool,
         volume: &volume,
         format: args.format,
         verify: args.verify,
@@ -233,7 +234,7 @@ fn publish(partial: NamedTempFile, path: &Path, replace: bool) -> Result<()> {
 /// One export.
 struct Export<'a> {
     app: &'a App,
-    pool: &'a dyn Pool,
+    pool: &'a Arc<dyn Pool>,
     volume: &'a Volume,
     format: Format,
     verify: bool,
@@ -243,9 +244,6 @@ struct Export<'a> {
 
 impl Export<'_> {
     async fn to_file(&self, path: &Path, replace: bool) -> Result<(ByteSize, Option<String>)> {
-        if self.format != Format::Raw {
-            needs_attach(self.pool, OP)?;
-        }
         let partial = new_partial(path)?;
         let done = match self.format {
             Format::Raw => self.fill_raw(partial.as_file()).await?,
@@ -256,7 +254,7 @@ impl Export<'_> {
         Ok(done)
     }
 
-    async fn reader(&self) -> Result<std::sync::Arc<dyn BlockDevice>> {
+    async fn reader(&self) -> Result<Arc<dyn BlockDevice>> {
         let open = self
             .pool
             .open_volume(&self.volume.name, OpenOptions::read_only());
@@ -325,9 +323,8 @@ impl Export<'_> {
         let qemu = QemuImg::find(self.app.cancel.clone())?;
         let (format, size) = (self.format, self.volume.virtual_size);
         let image = || qemu_img::new_file(partial);
-        let how = (Access::ReadOnly, "export");
-        with_attached(self.pool, &self.volume.name, how, async |path, block| {
-            let source = qemu_img::node(path, Format::Raw, block)?;
+        let (name, access) = (&self.volume.name, Access::ReadOnly);
+        for_qemu::with_volume(self.pool, name, access, async |source| {
             let target = (image(), format);
             qemu.convert_to_new(source.clone(), target, self.control, size)
                 .await?;

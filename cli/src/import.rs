@@ -4,24 +4,23 @@
 //! it, whatever happens.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, fallocate};
 use sha2::{Digest, Sha256};
 use volmux::transfer::copy_device;
 use volmux::{
-    Access, AttachOptions, AttachTarget, ByteSize, Control, CreateOptions, Error, ErrorKind,
-    OpenOptions, Pool, PoolExt, Result, Sharing, SpaceRequest, Support, Volume, VolumeName,
+    Access, ByteSize, Control, CreateOptions, Error, ErrorKind, OpenOptions, Pool, PoolExt, Result,
+    SpaceRequest, Volume, VolumeName,
 };
 
 use crate::app::{App, STAGING_SUFFIX, new_name};
 use crate::args::{Format, ImportArgs};
+use crate::for_qemu;
 use crate::image::ImageFile;
 use crate::output::{Bar, TransferDoc, VolumeDoc, made_line};
 use crate::qemu_img::{self, QemuImg};
 use crate::raw_file::RawFile;
-use crate::stale;
 use crate::verify::{check_same, sha256};
 use crate::volume::provisioning;
 
@@ -34,15 +33,14 @@ const OP: &str = "import_volume";
 pub async fn run(app: &App, args: &ImportArgs) -> Result<u8> {
     let name = new_name(&args.name)?;
     let asked: Option<ByteSize> = args.size.as_deref().map(str::parse).transpose()?;
-    let pool = app.pool().await?;
-    let pool = pool.as_ref();
+    let pool = &app.pool().await?;
     let image = ImageFile::open(&args.file)?;
     if app.guard(OP, pool.find_volume(&name)).await?.is_some() {
         return Err(Error::new(ErrorKind::AlreadyExists, OP)
             .with("volume", &name)
             .help("delete it first, or choose another name"));
     }
-    let (claimed, data) = inspect(app, pool, &image, (args.format, asked)).await?;
+    let (claimed, data) = inspect(app, &image, (args.format, asked)).await?;
     let size = asked.unwrap_or(claimed);
     let usage = app.guard(OP, pool.usage()).await?;
     let request = SpaceRequest {
@@ -51,7 +49,7 @@ pub async fn run(app: &App, args: &ImportArgs) -> Result<u8> {
     };
     pool.policy().admit(&usage, &request, OP)?;
     let staging = staging_name(&name)?;
-    app.guard(OP, stale::delete(pool, &staging))
+    app.guard(OP, pool.delete_volume(&staging))
         .await
         .map_err(|e| match e.kind() {
             ErrorKind::Busy => e.help(format!("another import of {name} may be running")),
@@ -70,7 +68,7 @@ pub async fn run(app: &App, args: &ImportArgs) -> Result<u8> {
     let (volume, hash) = import.make(&name, size).await?;
     drop(bar);
     show(app, &volume, args, &image.path, (claimed, hash.as_deref()))?;
-    app.warn_of_pressure(pool).await;
+    app.warn_of_pressure(pool.as_ref()).await;
     Ok(0)
 }
 
@@ -103,7 +101,6 @@ fn show(
 /// to be read.
 async fn inspect(
     app: &App,
-    pool: &dyn Pool,
     image: &ImageFile,
     (format, asked): (Format, Option<ByteSize>),
 ) -> Result<(ByteSize, ByteSize)> {
@@ -112,7 +109,6 @@ async fn inspect(
         image.check_size(length, asked)?;
         return Ok((length, ByteSize::new(image.occupied())));
     }
-    needs_attach(pool, OP)?;
     image.check_header(format)?;
     let qemu = QemuImg::find(app.cancel.clone())?;
     let node = qemu_img::node(&image.reopen_path(), format, image.block)?;
@@ -124,53 +120,6 @@ async fn inspect(
     image.check_size(info.virtual_size, asked)?;
     qemu.check(node, format).await.map_err(here)?;
     Ok((info.virtual_size, info.actual_size.min(info.virtual_size)))
-}
-
-/// Formats other than raw go through qemu-img, which needs a path.
-///
-/// # Errors
-/// `Unsupported` if the pool gives none.
-pub fn needs_attach(pool: &dyn Pool, op: &'static str) -> Result<()> {
-    if pool.capabilities().attach == Support::None {
-        return Err(Error::new(ErrorKind::Unsupported, op)
-            .with("pool", pool)
-            .reason("formats other than raw need a pool that can attach, for qemu-img")
-            .help("convert the image to raw with qemu-img, and use --format raw"));
-    }
-    Ok(())
-}
-
-/// Attaches `name`, runs `work` with its path and whether that is a block device, and detaches
-/// whatever comes of it.
-///
-/// # Errors
-/// Those of attaching, of `work` and of detaching.
-pub async fn with_attached<T>(
-    pool: &dyn Pool,
-    name: &VolumeName,
-    (access, verb): (Access, &str),
-    work: impl AsyncFnOnce(&Path, bool) -> Result<T>,
-) -> Result<T> {
-    let holder = stale::own_holder(verb)?;
-    let options = AttachOptions {
-        holder: holder.clone(),
-        access,
-        sharing: Sharing::Exclusive,
-    };
-    let attachment = pool.attach_volume(name, options).await?;
-    let result = match &attachment.target {
-        AttachTarget::File { path } => work(path, false).await,
-        AttachTarget::BlockDevice { path } => work(path, true).await,
-        other => Err(Error::new(ErrorKind::Unsupported, "attach_volume")
-            .with("volume", name)
-            .reason(format!("qemu-img can't be given {other:?}"))),
-    };
-    match (result, pool.detach_volume(name, &holder).await) {
-        (Ok(done), Ok(())) => Ok(done),
-        (Err(error), Ok(())) => Err(error),
-        (Ok(_), Err(error)) => Err(error),
-        (Err(error), Err(left)) => Err(error.with("still_attached", left)),
-    }
 }
 
 /// The name of a volume while it is filled: `NAME.importing`, shortened where that is too long.
@@ -190,20 +139,10 @@ fn staging_name(name: &VolumeName) -> Result<VolumeName> {
     VolumeName::new(format!("{short}-{mark}{STAGING_SUFFIX}"))
 }
 
-/// Discards what was written: on a full file system even the detaching needs space.
-fn give_back(path: &Path, size: ByteSize) {
-    let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let file = File::options().write(true).open(path);
-    let given = file.and_then(|file| Ok(fallocate(&file, how, 0, size.bytes())?));
-    if let Err(error) = given {
-        tracing::info!(%error, "the space of a failed import was not given back at once");
-    }
-}
-
 /// One import.
 struct Import<'a> {
     app: &'a App,
-    pool: &'a dyn Pool,
+    pool: &'a Arc<dyn Pool>,
     args: &'a ImportArgs,
     image: &'a ImageFile,
     staging: &'a VolumeName,
@@ -233,7 +172,7 @@ impl Import<'_> {
             Ok(done) => Ok(done),
             Err(error) => {
                 let error = error.with("image", self.image.path.display());
-                match stale::delete(self.pool, self.staging).await {
+                match self.pool.delete_volume(self.staging).await {
                     Ok(()) => Err(error),
                     Err(left) => {
                         Err(error.with("left_behind", format!("{} ({left})", self.staging)))
@@ -289,14 +228,9 @@ impl Import<'_> {
         let qemu = QemuImg::find(self.app.cancel.clone())?;
         let format = self.args.format;
         let image = qemu_img::node(&self.image.reopen_path(), format, self.image.block)?;
-        let how = (Access::ReadWrite, "import");
-        with_attached(self.pool, self.staging, how, async |path, block| {
-            let target = qemu_img::node(path, Format::Raw, block)?;
-            let filled = self.convert(&qemu, (image, format), target, size).await;
-            if filled.is_err() {
-                give_back(path, size);
-            }
-            filled
+        let access = Access::ReadWrite;
+        for_qemu::with_volume(self.pool, self.staging, access, async |target| {
+            self.convert(&qemu, (image, format), target, size).await
         })
         .await?;
         if !self.args.verify {

@@ -6,6 +6,7 @@ mod config;
 mod destroy;
 mod export;
 mod extents;
+mod for_qemu;
 mod generate;
 mod image;
 mod import;
@@ -15,14 +16,13 @@ mod qemu_img;
 mod raw_file;
 mod serve;
 mod signals;
-mod stale;
 mod verify;
 mod volume;
 
 use clap::Parser;
 use listenfd::ListenFd;
 use tokio_util::sync::CancellationToken;
-use tracing::Level;
+use tracing::level_filters::LevelFilter;
 use volmux::{Error, Result};
 
 use crate::app::App;
@@ -32,12 +32,12 @@ fn main() {
     let cli = Cli::parse();
     let level = match cli.global.verbose {
         // Whom a server turned away and why is told nowhere else.
-        0 if matches!(cli.command, Command::Export(_)) => Level::WARN,
-        // A pool's warnings are told in this program's own words, and as JSON where that is asked for.
-        0 => Level::ERROR,
-        1 => Level::INFO,
-        2 => Level::DEBUG,
-        _ => Level::TRACE,
+        0 if matches!(cli.command, Command::Export(_)) => LevelFilter::WARN,
+        // What goes wrong is told in this program's own words, and as JSON where that is asked for.
+        0 => LevelFilter::OFF,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
     tracing_subscriber::fmt()
         .with_max_level(level)

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
-use volmux::{ByteSize, Control, Error, ErrorKind, Result};
+use volmux::{ByteSize, Control, Error, ErrorKind, Result, VolumeName};
 
 use crate::args::Format;
 use crate::image::ImageInfo;
@@ -64,21 +64,41 @@ struct Finished {
 /// # Errors
 /// `InvalidInput` for a path that is not UTF-8, which JSON can't hold.
 pub fn node(path: &Path, format: Format, block: bool) -> Result<OsString> {
-    let Some(text) = path.to_str() else {
-        return Err(Error::new(ErrorKind::InvalidInput, "qemu_img")
-            .with("path", path.display())
-            .reason("the path is not UTF-8")
-            .help("rename the file"));
-    };
     let driver = if block { "host_device" } else { "file" };
     let mut node = json!({
         "driver": format.name(),
-        "file": {"driver": driver, "filename": text},
+        "file": {"driver": driver, "filename": utf_8(path)?},
     });
     if format == Format::Qcow2 {
         node["backing"] = serde_json::Value::Null;
     }
     Ok(format!("json:{node}").into())
+}
+
+/// The raw content of an NBD export at a Unix socket, as an argument.
+///
+/// # Errors
+/// `InvalidInput` for a path that is not UTF-8.
+pub fn nbd_node(socket: &Path, export: &VolumeName) -> Result<OsString> {
+    let node = json!({
+        "driver": "raw",
+        "file": {
+            "driver": "nbd",
+            "server": {"type": "unix", "path": utf_8(socket)?},
+            "export": export.as_str(),
+        },
+    });
+    Ok(format!("json:{node}").into())
+}
+
+/// JSON holds no other text.
+fn utf_8(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Error::new(ErrorKind::InvalidInput, "qemu_img")
+            .with("path", path.display())
+            .reason("the path is not UTF-8")
+            .help("rename the file")
+    })
 }
 
 /// A file that qemu-img is to create; `path` is absolute.

@@ -219,18 +219,7 @@ fn each_kind_of_error_has_its_exit_code() {
     json(&["-p", &full, "volume", "create", "x", "1TiB"]).error(16, "NoSpace");
     let read_only = format!("{}?read_only=true", place.url());
     json(&["-p", &read_only, "volume", "delete", "web"]).error(19, "PermissionDenied");
-    let image = place.image("image", 2 << 20);
-    let import = [
-        "-p",
-        "memory:",
-        "volume",
-        "import",
-        image.to_str().expect("UTF-8"),
-        "x",
-        "-f",
-        "qcow2",
-    ];
-    json(&import).error(13, "Unsupported");
+    json(&["-p", "memory:", "volume", "adopt", "x", "y"]).error(13, "Unsupported");
     let error = json(&["volume", "resize", "web", "512KiB"]).error(14, "InvalidInput");
     assert_eq!(error["op"], "resize_volume");
     let text = place.run(&["volume", "resize", "web", "512KiB"]);

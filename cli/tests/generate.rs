@@ -42,7 +42,9 @@ fn man_pages_are_written_for_every_command() {
     place.run(&["man", "man"]).ok();
     for name in [
         "volmux",
+        "volmux-export",
         "volmux-pool-audit",
+        "volmux-volume-export",
         "volmux-volume-import",
         "volmux-volume-list",
     ] {
@@ -132,6 +134,21 @@ fn help_and_version_are_there() {
 }
 
 #[test]
+fn the_two_exports_are_told_apart() {
+    let place = Place::new();
+    for (list, other) in [
+        (&["--help"][..], "volume export"),
+        (&["volume", "--help"], "volmux export"),
+        (&["export", "-h"], "volume export"),
+        (&["export", "--help"], "volmux volume export"),
+        (&["volume", "export", "--help"], "volmux export"),
+    ] {
+        let help = place.run(list);
+        assert!(help.ok().contains(other), "{help:?}");
+    }
+}
+
+#[test]
 fn verbose_tells_on_stderr_only() {
     let place = Place::new();
     let done = place.run(&["-vv", "--json", "volume", "create", "web", "1MiB"]);
@@ -149,7 +166,7 @@ fn the_docs_have_every_exit_code_and_schema() {
         assert!(cli.contains(&row), "{row}");
     }
     let mut schemas = 0;
-    for dir in ["src", "src/output"] {
+    for dir in ["src", "src/output", "src/serve", "../gateway/src"] {
         for entry in fs::read_dir(root.join(dir)).expect(dir).flatten() {
             let text = fs::read_to_string(entry.path()).unwrap_or_default();
             for schema in text
@@ -161,5 +178,5 @@ fn the_docs_have_every_exit_code_and_schema() {
             }
         }
     }
-    assert!(schemas >= 12, "{schemas}");
+    assert!(schemas >= 14, "{schemas}");
 }

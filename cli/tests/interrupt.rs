@@ -191,7 +191,7 @@ fn after_kill_9_of_an_export_nothing_is_in_the_way() {
     assert!(!place.path("out").exists());
     place.run(&export).ok();
     assert!(partials(&place).is_empty());
-    // The killed one's attachment does not keep the volume from being deleted.
+    // The killed one does not keep the volume from being deleted.
     assert_eq!(
         place.run(&["volume", "delete", "web"]).ok(),
         "deleted web\n"

@@ -76,6 +76,35 @@ fn the_status_is_told_as_json_and_as_text() {
         .error(21, "Unavailable");
 }
 
+/// Every key in a document, and in those inside of it.
+fn keys(document: &serde_json::Value, into: &mut Vec<String>) {
+    match document {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                into.push(key.clone());
+                keys(value, into);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| keys(item, into)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_of_the_status_is_documented() {
+    let place = Place::new();
+    let (serving, at) = used(&place);
+    let mut found = Vec::new();
+    let status = place.json(&["export", "--status", &at]).json();
+    keys(&status, &mut found);
+    assert!(found.len() > 40, "{found:?}");
+    let docs = include_str!("../../docs/json.md");
+    for key in found {
+        assert!(docs.contains(&format!("`{key}`")), "{key}");
+    }
+    serving.stop();
+}
+
 /// One metric family as a scraper takes it: its type, and samples by name and labels.
 #[derive(Debug, Default)]
 struct Family {

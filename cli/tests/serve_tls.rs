@@ -56,6 +56,17 @@ fn only_clients_with_a_certificate_are_let_in() {
     let with = |directory: &str| format!("{uri}?tls-certificates={}", place.text(directory));
     let size = tool("nbdinfo", &["--size", &with("client")]);
     assert_eq!(size.ok().trim(), (8 << 20).to_string());
+    // QEMU's options, as they are documented.
+    let docs = include_str!("../../docs/gateway.md");
+    let (_, from) = docs.split_once("\nqemu-img info --object").expect("a line");
+    let (line, _) = from.split_once("```").expect("its end");
+    let port = uri.split([':', '/']).nth(4).expect("port");
+    let line = format!("qemu-img info --object{line}")
+        .replace("/etc/pki/volmux", &place.text("client"))
+        .replace("store-1.example.org", "127.0.0.1")
+        .replace("10809", port);
+    let info = tool("bash", &["-euc", &line]);
+    assert!(info.ok().contains("8 MiB"), "{info:?}");
     let copy = place.image("image", 8 << 20);
     let copy = copy.to_str().expect("UTF-8");
     tool("nbdcopy", &[copy, &with("client")]).ok();

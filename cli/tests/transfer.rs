@@ -83,6 +83,35 @@ fn every_format_goes_round() {
 }
 
 #[test]
+fn pools_that_attach_nothing_have_every_format_too() {
+    let place = Place::new();
+    let raw = place.image("image", SIZE);
+    let import = ["volume", "import", text(&raw), "web", "-f", "raw"];
+    place.run(&import).ok();
+    let read_only = format!("{}?read_only=true", place.url());
+    let before = place.pool_state();
+    for format in ["qcow2", "vhdx", "vpc"] {
+        let image = place.text(&format!("out.{format}"));
+        let export = ["-p", &read_only, "volume", "export", "web", &image];
+        let done = place.json(&[&export[..], &["-f", format, "--verify"]].concat());
+        assert_eq!(done.json()["sha256"], sha256_of(text(&raw)).as_str());
+        qemu_img(&["compare", "-f", "raw", "-F", format, text(&raw), &image]);
+        // The pool ends with the process, but until then it holds the volume.
+        let import = [
+            "-p", "memory:", "volume", "import", &image, "new", "-f", format,
+        ];
+        let done = place.json(&[&import[..], &["--verify"]].concat()).json();
+        assert_eq!(done["sha256"], sha256_of(text(&raw)).as_str());
+        assert_eq!(done["volume"]["virtual_size"], SIZE);
+    }
+    assert!(
+        place.pool_state() == before,
+        "nothing was written to the pool"
+    );
+    assert_eq!(place.sockets(), 0, "no socket is left");
+}
+
+#[test]
 fn progress_is_shown_on_a_terminal_only() {
     let place = Place::new();
     fs::write(place.path("image"), vec![7; 16 << 20]).expect("image");

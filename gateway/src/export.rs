@@ -67,7 +67,7 @@ pub(crate) struct Slot {
     state: Mutex<State>,
     complaints: Mutex<HashMap<(&'static str, ErrorKind), Complaint>>,
     /// The connections that use it.
-    connections: Mutex<Vec<Weak<Handle>>>,
+    connections: Mutex<Vec<(Peer, Weak<Handle>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -226,10 +226,12 @@ impl Catalog {
                 .reason("another writer took the volume over")
                 .help("find out who; then start the server again"));
         }
-        let others = slot.connections();
-        join_all(others.iter().map(|other| other.checkpoint())).await;
-        let size = open.device.refresh().await?;
         let writable = open.device.access() == Access::ReadWrite;
+        if writable {
+            let own = slot.connections_of(peer);
+            join_all(own.iter().map(|connection| connection.checkpoint())).await;
+        }
+        let size = open.device.refresh().await?;
         client.enter(writable && slot.sharing == Sharing::Exclusive)?;
         let attached = Attached {
             writable,
@@ -383,14 +385,16 @@ impl Slot {
         self.lock().open.as_ref().map(|open| open.device.size())
     }
 
-    /// The connections that use it now.
-    fn connections(&self) -> Vec<Arc<Handle>> {
+    /// The connections that `peer` has now.
+    fn connections_of(&self, peer: Peer) -> Vec<Arc<Handle>> {
         let mut connections = self
             .connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|connection| connection.strong_count() > 0);
-        connections.iter().filter_map(Weak::upgrade).collect()
+        connections.retain(|(_, connection)| connection.strong_count() > 0);
+        let own = connections.iter().filter(|(other, _)| *other == peer);
+        own.filter_map(|(_, connection)| connection.upgrade())
+            .collect()
     }
 
     /// Its clients now.
@@ -515,7 +519,7 @@ impl Attached {
             .connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::downgrade(connection));
+            .push((self.client.peer, Arc::downgrade(connection)));
     }
 
     /// The client said that it goes.

@@ -47,6 +47,7 @@ mod budget;
 mod export;
 mod http;
 mod listen;
+mod metrics;
 mod nbd;
 mod options;
 mod server;

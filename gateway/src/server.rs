@@ -368,7 +368,8 @@ async fn shake_hands<S: Stream>(
     match (chosen, tls) {
         (Chosen::Export(session), _) => Ok(Some((session, stream, None))),
         (Chosen::Tls, Some(Tls(acceptor))) => {
-            let mut stream = acceptor.accept(stream).await?;
+            let accepted = acceptor.accept(stream).await;
+            let mut stream = accepted.map_err(|e| Failed::Violation(format!("TLS: {e}")))?;
             match handshake::options(&mut stream, terms, true, client).await? {
                 Chosen::Export(session) => {
                     let (stream, tls) = stream.into_inner();

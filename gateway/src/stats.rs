@@ -26,6 +26,11 @@ impl Op {
         Op::BlockStatus,
     ];
 
+    /// Whether it changes the volume.
+    pub(crate) const fn changes(self) -> bool {
+        matches!(self, Op::Write | Op::Trim | Op::WriteZeroes)
+    }
+
     /// The name in statistics and logs.
     pub(crate) const fn name(self) -> &'static str {
         match self {

@@ -101,6 +101,7 @@ impl Place {
             .env_remove("VOLMUX_QEMU_IMG")
             .env("VOLMUX_POOL", self.url())
             .env("HOME", self.dir.path())
+            .env("TMPDIR", self.dir.path())
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -138,6 +139,13 @@ impl Place {
         let mut state = BTreeMap::new();
         walk(&self.path("pool"), &mut state);
         state
+    }
+
+    /// How many sockets and directories for such are in the temporary directory of the program.
+    pub fn sockets(&self) -> usize {
+        let entries = fs::read_dir(self.dir.path()).expect("list").flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("volmux-")).count()
     }
 
     /// The volumes' names.

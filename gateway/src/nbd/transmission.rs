@@ -23,15 +23,15 @@ use volmux_core::{Error, ErrorKind};
 use super::input::{Admit, Input, Next};
 use super::output::Output;
 use super::request::{Answer, Failure, Session, Task};
-use super::wire::{Errno, Header, STRING_LENGTH, command};
+use super::wire::{Errno, Header, Mode, STRING_LENGTH, command};
 use crate::budget::Budget;
 use crate::options::Limits;
 use crate::stats::Op;
 use crate::transport::{Socket, Transport};
 use crate::wakeup::Wakeup;
 
-/// A payload of this length is read over if need be, and the client goes on: clients need not ask
-/// for limits above it (proto.md, "Size constraints").
+/// A payload of this length is read over if need be, and the client goes on: it need not ask for
+/// limits (proto.md, "Size constraints"). With extended headers it has to know them.
 const SKIPPED: u64 = 32 << 20;
 
 /// With so many bytes of replies waiting, they are sent before more is begun.
@@ -60,7 +60,7 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Waits until every request that the client has sent up to now is done, or will never begin.
+    /// Waits until every change that the client has sent up to now is done, or will never begin.
     ///
     /// A client that lost its connection sends its requests again on a new one. Had an old write
     /// still been under way, or unread in the old socket, it could land on top of a newer one.
@@ -150,11 +150,14 @@ pub(crate) struct Connection {
     input: Input<Ticket>,
     output: Output,
     work: FuturesUnordered<Work>,
-    /// The number of the last request that began, and those of the ones in `work`.
+    /// The number of the last request that began, and those in `work` that change the volume.
     number: u64,
     pending: BTreeSet<u64>,
     /// A checkpoint that is not passed.
     checkpoint: Option<Checkpoint>,
+    /// A checkpoint was passed while the client took no replies. Requests that were not read by
+    /// then begin only once it does, which shows that it is still there.
+    silent: bool,
     /// Memory that the requests under way have set aside, until their replies are sent.
     memory: u64,
     /// The next request waits for memory.
@@ -203,6 +206,7 @@ impl Connection {
             number: 0,
             pending: BTreeSet::new(),
             checkpoint: None,
+            silent: false,
             memory: 0,
             waits: false,
             closing: None,
@@ -241,9 +245,10 @@ impl Connection {
             self.handle.wakeup.begin();
             self.collect();
             let more = self.begin_requests();
-            self.look_at_checkpoint();
             let sent = self.send()?;
-            if more && sent {
+            let resumed = self.silent && sent;
+            self.look_at_checkpoint(sent);
+            if resumed || (more && sent) {
                 continue;
             }
             let idle = sent && self.work.is_empty();
@@ -268,7 +273,8 @@ impl Connection {
     }
 
     /// Passes a checkpoint if everything before it is done.
-    fn look_at_checkpoint(&mut self) {
+    fn look_at_checkpoint(&mut self, sent: bool) {
+        self.silent &= !sent;
         let asked = self.handle.asked.load(Ordering::SeqCst);
         if self.checkpoint.map_or_else(
             || asked > self.handle.passed.load(Ordering::SeqCst),
@@ -276,9 +282,13 @@ impl Connection {
         ) {
             self.checkpoint = Some(Checkpoint { asked, last: None });
         }
-        let Some(checkpoint) = self.checkpoint else {
+        let Some(checkpoint) = &mut self.checkpoint else {
             return;
         };
+        if checkpoint.last.is_none() && !sent {
+            checkpoint.last = Some(self.number);
+            self.silent = true;
+        }
         // Requests that were received but not read are never begun once it is closing.
         let last = checkpoint
             .last
@@ -312,7 +322,8 @@ impl Connection {
     fn begin_requests(&mut self) -> bool {
         let before = self.work.len();
         let more = loop {
-            if self.closing.is_some() || self.work.len() >= self.limits.in_flight_requests {
+            let full = self.work.len() >= self.limits.in_flight_requests;
+            if self.closing.is_some() || full || self.silent {
                 break false;
             }
             if self.output.pending() >= SEND_AT {
@@ -360,6 +371,7 @@ impl Connection {
         let Some(op) = task.op() else {
             return self.close(End::Disconnected);
         };
+        let changes = op.changes();
         let begun = Begun {
             header,
             op,
@@ -383,7 +395,9 @@ impl Connection {
                     };
                     (begun, result)
                 };
-                self.pending.insert(self.number);
+                if changes {
+                    self.pending.insert(self.number);
+                }
                 self.work.push(limited.boxed());
             }
         }
@@ -434,6 +448,7 @@ impl Connection {
     fn sleep(&mut self, sent: bool) -> io::Result<()> {
         let wants_input = self.closing.is_none()
             && !self.waits
+            && !self.silent
             && self.work.len() < self.limits.in_flight_requests
             && self.output.pending() < SEND_AT;
         if wants_input && self.transport.has_input() {
@@ -519,7 +534,12 @@ fn admit(
     waker: &Waker,
 ) -> Admit<Ticket> {
     let payload = header.payload(session.mode);
-    if payload > u64::from(limits.request_length).max(SKIPPED) {
+    let skipped = if session.mode == Mode::Extended {
+        0
+    } else {
+        SKIPPED
+    };
+    if payload > u64::from(limits.request_length).max(skipped) {
         let failure = Failure {
             errno: Errno::Inval,
             message: format!("the longest request has {} bytes", limits.request_length),

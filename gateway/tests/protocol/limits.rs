@@ -175,6 +175,8 @@ fn one_connection_does_not_keep_the_pool_to_itself() {
     let setup = Setup::over(pool.clone()).volume("vol", MIB);
     let server = setup.limits(|l| l.in_flight_requests = 8).start();
     let mut client = server.open("vol", Mode::Structured);
+    // Before the others hang: a new connection waits for what its client has sent.
+    let mut other = server.open("vol", Mode::Structured);
     pool.hook().hold("read_at");
     for i in 0..100 {
         client.submit(Request::new(cmd::READ, i, 1));
@@ -182,7 +184,6 @@ fn one_connection_does_not_keep_the_pool_to_itself() {
     eventually("the first are under way", || {
         pool.hook().began("read_at") >= 8
     });
-    let mut other = server.open("vol", Mode::Structured);
     other.write(0, b"through").expect("write");
     other.flush().expect("flush");
     assert_eq!(pool.hook().began("read_at"), 8, "no more than the limit");

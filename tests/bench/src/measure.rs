@@ -71,10 +71,86 @@ impl fmt::Display for Samples {
     }
 }
 
+/// Numbers of one unit, measured in one run: requests a second, for instance.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    name: String,
+    unit: &'static str,
+    values: Vec<f64>,
+}
+
+impl Figures {
+    /// None yet, of the thing `name`.
+    pub fn new(name: impl Into<String>, unit: &'static str) -> Self {
+        Figures {
+            name: name.into(),
+            unit,
+            values: Vec::new(),
+        }
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, value: f64) {
+        self.values.push(value);
+    }
+
+    /// The median.
+    ///
+    /// # Panics
+    /// Without values.
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        if sorted.len().is_multiple_of(2) {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        } else {
+            sorted[middle]
+        }
+    }
+
+    /// Prints an `info` line with median, least, greatest and number.
+    pub fn print(&self) {
+        println!("info {self}");
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let least = self.values.iter().copied().fold(f64::INFINITY, f64::min);
+        let greatest = self.values.iter().copied().fold(0.0, f64::max);
+        write!(
+            f,
+            "{:<46} {:>9.1} {} (least {least:.1}, greatest {greatest:.1}, n {})",
+            self.name,
+            self.median(),
+            self.unit,
+            self.values.len()
+        )
+    }
+}
+
+/// What has a median.
+pub trait Median {
+    /// The median, in whatever unit.
+    fn median(&self) -> f64;
+}
+
+impl Median for Samples {
+    fn median(&self) -> f64 {
+        Samples::median(self).as_secs_f64()
+    }
+}
+
+impl Median for Figures {
+    fn median(&self) -> f64 {
+        Figures::median(self)
+    }
+}
+
 /// Prints a `ratio` line: the median of `ours` over that of `rival`.
-pub fn ratio(name: &str, ours: &Samples, rival: &Samples) {
-    let value = ours.median().as_secs_f64() / rival.median().as_secs_f64();
-    println!("ratio {name} {value:.3}");
+pub fn ratio<M: Median>(name: &str, ours: &M, rival: &M) {
+    println!("ratio {name} {:.3}", ours.median() / rival.median());
 }
 
 /// Prints a `count` line.
@@ -113,7 +189,7 @@ pub fn peak_rss_bytes() -> Result<u64> {
 }
 
 /// A `Name:   123 kB` line of a file in /proc, in bytes.
-fn field(text: &str, name: &str) -> Result<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Result<u64> {
     let value = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -137,6 +213,15 @@ mod tests {
     fn the_median_is_the_middle() {
         assert_eq!(of(&[9, 1, 5]).median(), Duration::from_millis(5));
         assert_eq!(of(&[9, 1, 5, 6]).median(), Duration::from_micros(5500));
+    }
+
+    #[test]
+    fn figures_have_a_median_too() {
+        let mut figures = Figures::new("x", "y");
+        figures.values = vec![9.0, 1.0, 5.0];
+        assert!((figures.median() - 5.0).abs() < 1e-9);
+        figures.add(6.0);
+        assert!((figures.median() - 5.5).abs() < 1e-9);
     }
 
     #[test]
