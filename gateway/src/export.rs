@@ -387,11 +387,10 @@ impl Slot {
 
     /// The connections that `peer` has now.
     fn connections_of(&self, peer: Peer) -> Vec<Arc<Handle>> {
-        let mut connections = self
+        let connections = self
             .connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|(_, connection)| connection.strong_count() > 0);
         let own = connections.iter().filter(|(other, _)| *other == peer);
         own.filter_map(|(_, connection)| connection.upgrade())
             .collect()
@@ -514,12 +513,14 @@ impl Attached {
 
     /// Makes a connection known to those who come later.
     pub(crate) fn connected(&self, connection: &Arc<Handle>) {
-        self.client
+        let mut connections = self
+            .client
             .slot
             .connections
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((self.client.peer, Arc::downgrade(connection)));
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|(_, connection)| connection.strong_count() > 0);
+        connections.push((self.client.peer, Arc::downgrade(connection)));
     }
 
     /// The client said that it goes.
