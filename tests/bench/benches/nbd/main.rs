@@ -45,8 +45,8 @@ fn main() -> Result<()> {
         }
     } else {
         Settings {
-            repeats: 5,
-            time: Duration::from_millis(2500),
+            repeats: 7,
+            time: Duration::from_millis(1700),
         }
     };
     for (part, run) in [
