@@ -315,11 +315,17 @@ impl Catalog {
         let mut first = Ok(());
         let until = tokio::time::Instant::now() + within;
         for slot in self.slots() {
-            let Some(open) = slot.lock().open.take() else {
-                continue;
-            };
-            let flushed = tokio::time::timeout_at(until, flush(&open)).await;
-            let flushed = flushed
+            let closed = tokio::time::timeout_at(until, async {
+                // It may be that its last client just left and it is being closed.
+                let _turn = slot.turn.lock().await;
+                let open = slot.lock().open.take();
+                match open {
+                    Some(open) => flush(&open).await,
+                    None => Ok(()),
+                }
+            });
+            let flushed = closed
+                .await
                 .unwrap_or_else(|_| Err(slow_flush()))
                 .map_err(|error| error.with("volume", &slot.name));
             if first.is_ok() {
