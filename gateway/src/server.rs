@@ -154,7 +154,7 @@ impl Server {
         self.shared.status()
     }
 
-    /// Ends in order: nobody is let in any more, requests that have arrived are answered, and every
+    /// Ends in order: nobody is let in any more, requests under way are answered, and every
     /// volume is flushed and closed. What was answered is then durable.
     ///
     /// # Errors
