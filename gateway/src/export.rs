@@ -315,11 +315,17 @@ impl Catalog {
         let mut first = Ok(());
         let until = tokio::time::Instant::now() + within;
         for slot in self.slots() {
-            let Some(open) = slot.lock().open.take() else {
-                continue;
-            };
-            let flushed = tokio::time::timeout_at(until, flush(&open)).await;
-            let flushed = flushed
+            let closed = tokio::time::timeout_at(until, async {
+                // It may be that its last client just left and it is being closed.
+                let _turn = slot.turn.lock().await;
+                let open = slot.lock().open.take();
+                match open {
+                    Some(open) => flush(&open).await,
+                    None => Ok(()),
+                }
+            });
+            let flushed = closed
+                .await
                 .unwrap_or_else(|_| Err(slow_flush()))
                 .map_err(|error| error.with("volume", &slot.name));
             if first.is_ok() {
@@ -387,11 +393,10 @@ impl Slot {
 
     /// The connections that `peer` has now.
     fn connections_of(&self, peer: Peer) -> Vec<Arc<Handle>> {
-        let mut connections = self
+        let connections = self
             .connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|(_, connection)| connection.strong_count() > 0);
         let own = connections.iter().filter(|(other, _)| *other == peer);
         own.filter_map(|(_, connection)| connection.upgrade())
             .collect()
@@ -514,12 +519,14 @@ impl Attached {
 
     /// Makes a connection known to those who come later.
     pub(crate) fn connected(&self, connection: &Arc<Handle>) {
-        self.client
+        let mut connections = self
+            .client
             .slot
             .connections
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((self.client.peer, Arc::downgrade(connection)));
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|(_, connection)| connection.strong_count() > 0);
+        connections.push((self.client.peer, Arc::downgrade(connection)));
     }
 
     /// The client said that it goes.

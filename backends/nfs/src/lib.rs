@@ -17,6 +17,7 @@ mod known;
 mod layout;
 mod lifecycle;
 mod list;
+mod nowait;
 mod pool;
 mod queue;
 mod record;

@@ -25,7 +25,7 @@ use crate::{extents, inuse, sys};
 
 /// A directory pool.
 #[derive(Clone)]
-pub struct DirPool(Arc<Inner>);
+pub struct DirPool(pub(crate) Arc<Inner>);
 
 /// What the operations work on.
 pub(crate) struct Inner {
@@ -61,6 +61,10 @@ impl DirPool {
     /// `NotFound` if there is no such directory; `InvalidConfig` if it is not a directory, the
     /// settings are wrong, or the pool is of a newer format; `PermissionDenied`; `Corrupt`.
     pub async fn open(config: DirConfig) -> Result<Arc<dyn Pool>> {
+        Ok(Arc::new(Self::opened(config).await?))
+    }
+
+    pub(crate) async fn opened(config: DirConfig) -> Result<DirPool> {
         const OP: &str = "open_pool";
         let policy = config.policy()?;
         let DirConfig {
@@ -81,7 +85,7 @@ impl DirPool {
                 names: Names::default(),
                 known_records: KnownRecords::default(),
             };
-            Ok(Arc::new(DirPool(Arc::new(inner))) as Arc<dyn Pool>)
+            Ok(DirPool(Arc::new(inner)))
         })
         .await
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::ReadWriteFlags;
 use volmux_core::ByteRange;
 
 /// A lock's strength on a byte range of a file.
@@ -145,6 +146,55 @@ pub fn zero_range(file: &File, range: ByteRange) -> io::Result<()> {
     )?)
 }
 
+/// Whether a request may wait for a disk or a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// As long as it takes.
+    May,
+    /// Fails with `EAGAIN` where it would have to, or does a part (RWF_NOWAIT).
+    MustNot,
+}
+
+impl Wait {
+    fn flags(self) -> libc::c_int {
+        match self {
+            Wait::May => 0,
+            Wait::MustNot => libc::RWF_NOWAIT,
+        }
+    }
+}
+
+/// Appends up to `length` bytes from `offset`, as many as `into` has room for at most; none at the
+/// end of the file.
+pub fn read(
+    file: &File,
+    into: &mut Vec<u8>,
+    length: usize,
+    offset: u64,
+    wait: Wait,
+) -> io::Result<usize> {
+    let room = into.spare_capacity_mut();
+    let vector = libc::iovec {
+        iov_base: room.as_mut_ptr().cast(),
+        iov_len: room.len().min(length),
+    };
+    let (fd, offset) = (file.as_raw_fd(), offset as libc::off_t);
+    // SAFETY: the kernel writes into at most `iov_len` bytes of memory that is `into`'s own and not
+    // in use yet.
+    let read = unsafe { libc::preadv2(fd, &raw const vector, 1, offset, wait.flags()) };
+    let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has written so many bytes after those that were there.
+    unsafe { into.set_len(into.len() + read) };
+    Ok(read)
+}
+
+/// Writes what can be written of `data` without waiting.
+pub fn write_now(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
+    let vector = [io::IoSlice::new(data)];
+    let flags = ReadWriteFlags::NOWAIT;
+    Ok(rustix::io::pwritev2(file, &vector, offset, flags)?)
+}
+
 /// Starts writing `range` to the disk without waiting for it. Only a hint: it makes nothing durable.
 pub fn start_writeback(file: &File, range: ByteRange) {
     // SAFETY: the descriptor is open for the call; no memory is passed.
@@ -271,4 +321,46 @@ pub fn file_extents(file: &File, range: ByteRange, sync: bool) -> io::Result<Fil
         (more && end < range.end()).then_some(end)
     });
     Ok(FileExtents { extents, next })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn reading_appends_what_there_is_room_for() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"0123456789").expect("write");
+        let mut into = Vec::with_capacity(8);
+        into.extend_from_slice(b"ab");
+        let room = into.capacity() - 2;
+        assert_eq!(read(&file, &mut into, 3, 1, Wait::May).expect("read"), 3);
+        assert_eq!(into, b"ab123");
+        let more = read(&file, &mut into, 100, 0, Wait::May).expect("read");
+        assert_eq!(more, room - 3);
+        assert_eq!(into.len(), into.capacity());
+        assert_eq!(read(&file, &mut into, 100, 0, Wait::May).expect("read"), 0);
+        into.clear();
+        assert_eq!(read(&file, &mut into, 5, 8, Wait::May).expect("read"), 2);
+        assert_eq!(read(&file, &mut into, 5, 10, Wait::May).expect("read"), 0);
+        assert_eq!(into, b"89");
+    }
+
+    #[test]
+    fn a_failed_read_leaves_what_was_there() {
+        let path = tempfile::NamedTempFile::new().expect("a file");
+        let file = std::fs::OpenOptions::new().write(true).open(path.path());
+        let mut into = Vec::with_capacity(100);
+        into.push(1);
+        for wait in [Wait::May, Wait::MustNot] {
+            let error = read(file.as_ref().expect("open"), &mut into, 10, 0, wait);
+            assert_eq!(
+                error.expect_err("write-only").raw_os_error(),
+                Some(libc::EBADF)
+            );
+            assert_eq!(into, [1]);
+        }
+    }
 }
