@@ -118,11 +118,11 @@ test-all: ## all tests, documentation examples included
 	@mkdir -p $(CARGO_TARGET_DIR)
 	@cargo test --locked --workspace 2>&1 | tee $(TEST_LOG)
 
-# Doctests and what kills, or runs long random sequences, are left to the full run.
+# Doctests, guests and what kills, or runs long random sequences, are left to the full run.
 .PHONY: test
 test: ## the quick tests, in a few minutes
 	$(call title,quick tests)
-	@cargo test --locked --workspace --lib --bins --tests -- \
+	@cargo test --locked --workspace --exclude volmux-guest --lib --bins --tests -- \
 	    --skip survives_every_kill --skip does_what_the_model_does
 
 .PHONY: bench-dir

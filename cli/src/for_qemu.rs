@@ -49,6 +49,7 @@ pub async fn with_volume<T>(
     match (result, server.stop(STOP_TIME).await) {
         (Ok(done), Ok(())) => Ok(done),
         (Ok(_), Err(error)) => Err(error),
-        (Err(error), _) => Err(error),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(left)) => Err(error.with("closing", left)),
     }
 }

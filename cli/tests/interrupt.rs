@@ -89,6 +89,7 @@ fn a_signal_stops_qemu_img_too() {
         !alive(&pid),
         "the program has ended before anything is cleaned up"
     );
+    assert_eq!(place.sockets(), 0);
     assert_eq!(place.names(), Vec::<String>::new());
     assert_eq!(place.run(&["pool", "audit"]).ok(), "0 volumes, clean\n");
 }

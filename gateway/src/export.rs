@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::BoxStream;
+use tokio::sync::Notify;
 use volmux_core::{
     Access, BlockDevice, Error, ErrorKind, ExtentQuery, ExtentStream, OpenOptions, OriginKind,
     Pool, Result, Sharing, Support, Volume, VolumeId, VolumeName,
@@ -19,6 +20,8 @@ use crate::nbd::transmission::Handle;
 use crate::options::{ExportOptions, Exports, Limits};
 use crate::stats::ExportCounters;
 
+/// So long a client of a volume that serves only one is waited for to be gone.
+const LEAVING: Duration = Duration::from_secs(1);
 /// The same complaint about an export is logged so often at most.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(10);
 
@@ -66,6 +69,8 @@ pub(crate) struct Slot {
     turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     complaints: Mutex<HashMap<(&'static str, ErrorKind), Complaint>>,
+    /// Called when a client has left.
+    left: Notify,
     /// The connections that use it.
     connections: Mutex<Vec<(Peer, Weak<Handle>)>>,
 }
@@ -232,7 +237,19 @@ impl Catalog {
             join_all(own.iter().map(|connection| connection.checkpoint())).await;
         }
         let size = open.device.refresh().await?;
-        client.enter(writable && slot.sharing == Sharing::Exclusive)?;
+        let exclusive = writable && slot.sharing == Sharing::Exclusive;
+        let until = tokio::time::Instant::now() + LEAVING;
+        loop {
+            let left = slot.left.notified();
+            match client.enter(exclusive) {
+                // The one before may have said goodbye, or died, this very moment.
+                Err(error) if tokio::time::timeout_at(until, left).await.is_err() => {
+                    return Err(error);
+                }
+                Err(_) => {}
+                Ok(()) => break,
+            }
+        }
         let attached = Attached {
             writable,
             open,
@@ -315,11 +332,17 @@ impl Catalog {
         let mut first = Ok(());
         let until = tokio::time::Instant::now() + within;
         for slot in self.slots() {
-            let Some(open) = slot.lock().open.take() else {
-                continue;
-            };
-            let flushed = tokio::time::timeout_at(until, flush(&open)).await;
-            let flushed = flushed
+            let closed = tokio::time::timeout_at(until, async {
+                // It may be that its last client just left and it is being closed.
+                let _turn = slot.turn.lock().await;
+                let open = slot.lock().open.take();
+                match open {
+                    Some(open) => flush(&open).await,
+                    None => Ok(()),
+                }
+            });
+            let flushed = closed
+                .await
                 .unwrap_or_else(|_| Err(slow_flush()))
                 .map_err(|error| error.with("volume", &slot.name));
             if first.is_ok() {
@@ -365,6 +388,7 @@ impl Slot {
             turn: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             complaints: Mutex::default(),
+            left: Notify::new(),
             connections: Mutex::default(),
         }
     }
@@ -387,11 +411,10 @@ impl Slot {
 
     /// The connections that `peer` has now.
     fn connections_of(&self, peer: Peer) -> Vec<Arc<Handle>> {
-        let mut connections = self
+        let connections = self
             .connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|(_, connection)| connection.strong_count() > 0);
         let own = connections.iter().filter(|(other, _)| *other == peer);
         own.filter_map(|(_, connection)| connection.upgrade())
             .collect()
@@ -462,6 +485,7 @@ impl Drop for Client {
                 }
             }
             state.vanished |= !*self.goodbye.get_mut();
+            self.slot.left.notify_waiters();
         }
         if self.slot.pinned || !state.clients.is_empty() {
             return;
@@ -514,12 +538,14 @@ impl Attached {
 
     /// Makes a connection known to those who come later.
     pub(crate) fn connected(&self, connection: &Arc<Handle>) {
-        self.client
+        let mut connections = self
+            .client
             .slot
             .connections
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((self.client.peer, Arc::downgrade(connection)));
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|(_, connection)| connection.strong_count() > 0);
+        connections.push((self.client.peer, Arc::downgrade(connection)));
     }
 
     /// The client said that it goes.

@@ -39,22 +39,12 @@ impl Transport {
         &self.socket
     }
 
-    /// Appends at most `most` bytes to `buffer` and returns how many; 0 at the end. Without `wait`,
-    /// `WouldBlock` if there are none.
-    pub(crate) fn receive(
-        &mut self,
-        buffer: &mut BytesMut,
-        most: usize,
-        wait: bool,
-    ) -> io::Result<usize> {
-        let flags = if wait {
-            RecvFlags::empty()
-        } else {
-            RecvFlags::DONTWAIT
-        };
+    /// Appends at most `most` bytes to `buffer` without waiting and returns how many; 0 at the end,
+    /// `WouldBlock` if there are none now.
+    pub(crate) fn receive(&mut self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
         match &mut self.tls {
-            None => receive_into(&self.socket, buffer, most, flags),
-            Some(tls) => receive_tls(tls, &self.socket, buffer, most, flags),
+            None => receive_into(&self.socket, buffer, most),
+            Some(tls) => receive_tls(tls, &self.socket, buffer, most),
         }
     }
 
@@ -101,17 +91,12 @@ impl Transport {
     }
 }
 
-fn receive_into(
-    socket: &OwnedFd,
-    buffer: &mut BytesMut,
-    most: usize,
-    flags: RecvFlags,
-) -> io::Result<usize> {
+fn receive_into(socket: &OwnedFd, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
     let spare = buffer.spare_capacity_mut();
     let most = most.min(spare.len());
     let spare: &mut [MaybeUninit<u8>] = &mut spare[..most];
     let filled = rustix::io::retry_on_intr(|| {
-        let ((filled, _), _) = recv(socket, &mut *spare, flags)?;
+        let ((filled, _), _) = recv(socket, &mut *spare, RecvFlags::DONTWAIT)?;
         Ok(filled.len())
     })?;
     let length = buffer.len() + filled;
@@ -126,7 +111,6 @@ fn receive_tls(
     socket: &OwnedFd,
     buffer: &mut BytesMut,
     most: usize,
-    flags: RecvFlags,
 ) -> io::Result<usize> {
     loop {
         let mut reader = tls.reader();
@@ -144,7 +128,7 @@ fn receive_tls(
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
-        if tls.read_tls(&mut Receiving(socket, flags))? == 0 {
+        if tls.read_tls(&mut Receiving(socket))? == 0 {
             return Ok(0);
         }
         let processed = tls.process_new_packets();
@@ -172,11 +156,12 @@ fn send_on(socket: &OwnedFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     })?)
 }
 
-struct Receiving<'a>(&'a OwnedFd, RecvFlags);
+struct Receiving<'a>(&'a OwnedFd);
 
 impl Read for Receiving<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (length, _) = rustix::io::retry_on_intr(|| recv(self.0, &mut *buffer, self.1))?;
+        let (length, _) =
+            rustix::io::retry_on_intr(|| recv(self.0, &mut *buffer, RecvFlags::DONTWAIT))?;
         Ok(length)
     }
 }
@@ -209,14 +194,14 @@ mod tests {
         let mut transport = Transport::new(Arc::new(ours.into()), None);
         let mut buffer = BytesMut::from(&b"ab"[..]);
         buffer.reserve(100);
-        let empty = transport.receive(&mut buffer, 10, false);
+        let empty = transport.receive(&mut buffer, 10);
         assert_eq!(empty.map_err(|e| e.kind()), Err(ErrorKind::WouldBlock));
         theirs.write_all(b"cdefg").expect("write");
-        assert_eq!(transport.receive(&mut buffer, 3, true).expect("some"), 3);
+        assert_eq!(transport.receive(&mut buffer, 3).expect("some"), 3);
         assert_eq!(&buffer[..], b"abcde");
-        assert_eq!(transport.receive(&mut buffer, 99, false).expect("rest"), 2);
+        assert_eq!(transport.receive(&mut buffer, 99).expect("rest"), 2);
         drop(theirs);
-        assert_eq!(transport.receive(&mut buffer, 99, true).expect("end"), 0);
+        assert_eq!(transport.receive(&mut buffer, 99).expect("end"), 0);
         assert_eq!(&buffer[..], b"abcdefg");
     }
 

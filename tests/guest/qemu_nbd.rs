@@ -53,16 +53,9 @@ fn a_guest_tells_what_it_wrote_and_finds_it_again() {
     assert_eq!(first.lines("record").len(), 20);
     Image::assert_in_order(&image.disk());
 
-    let found = Guest::boot(&image, &disk, &["sums", "records"]).finish();
-    assert_eq!(found.lines("sum"), first.lines("sum"));
-    assert_eq!(found.number("records"), 20);
-
-    let second = Guest::boot(&image, &disk, &["boots", "write"]).finish();
-    assert_eq!(second.number("boots"), 2);
-    assert_ne!(second.lines("sum"), first.lines("sum"));
-
     let mut read_only = disk.clone();
     read_only.read_only = true;
-    let found = Guest::boot(&image, &read_only, &["sums"]).finish();
-    assert_eq!(found.lines("sum"), second.lines("sum"));
+    let found = Guest::boot(&image, &read_only, &["sums", "records"]).finish();
+    assert_eq!(found.lines("sum"), first.lines("sum"));
+    assert_eq!(found.number("records"), 20);
 }

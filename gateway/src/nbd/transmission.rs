@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind as Io};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -41,18 +41,12 @@ const RUNNING: u8 = 0;
 const DRAINING: u8 = 1;
 const CUT: u8 = 2;
 
-/// How often a thread that waits for input is looked at before it is believed to have none.
-const IDLE_LOOKS: u32 = 3;
-const IDLE_PAUSE: Duration = Duration::from_millis(1);
-
 /// The server's hand on a connection.
 #[derive(Debug)]
 pub(crate) struct Handle {
     state: AtomicU8,
     socket: Socket,
     wakeup: Arc<Wakeup>,
-    /// The thread waits for input and has nothing else to do.
-    idle: AtomicBool,
     /// The number of checkpoints that were asked for, and of the last that was passed.
     asked: AtomicU64,
     passed: AtomicU64,
@@ -67,32 +61,18 @@ impl Handle {
     pub(crate) async fn checkpoint(&self) {
         let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
         std::task::Wake::wake_by_ref(&self.wakeup);
-        let mut looks = 0;
         loop {
             let passed = self.pass.notified();
             if self.passed.load(Ordering::SeqCst) >= number {
                 return;
             }
-            // A thread that waits in recv(2) does not hear of it. If it goes on waiting, there is
-            // nothing that it should hear.
-            looks = if self.is_idle() { looks + 1 } else { 0 };
-            if looks > IDLE_LOOKS {
-                return;
-            }
-            let _ = tokio::time::timeout(IDLE_PAUSE, passed).await;
+            passed.await;
         }
-    }
-
-    fn is_idle(&self) -> bool {
-        let unread = rustix::io::ioctl_fionread(&self.socket);
-        self.idle.load(Ordering::SeqCst) && unread == Ok(0)
     }
 
     /// Lets it answer what is under way, and end.
     pub(crate) fn drain(&self) {
         self.state.fetch_max(DRAINING, Ordering::SeqCst);
-        // A thread that waits for a request sees the end instead.
-        let _ = shutdown(&self.socket, Shutdown::Read);
         std::task::Wake::wake_by_ref(&self.wakeup);
     }
 
@@ -190,7 +170,6 @@ impl Connection {
                 state: AtomicU8::new(RUNNING),
                 socket: transport.socket().clone(),
                 wakeup: wakeup.clone(),
-                idle: AtomicBool::new(false),
                 asked: AtomicU64::new(0),
                 passed: AtomicU64::new(0),
                 pass: Notify::new(),
@@ -237,12 +216,13 @@ impl Connection {
 
     fn serve(&mut self) -> io::Result<End> {
         loop {
+            // Before anything that somebody may call about is looked at.
+            self.handle.wakeup.begin();
             match self.handle.state.load(Ordering::SeqCst) {
                 CUT => return Ok(End::Stopped),
                 DRAINING => self.close(End::Stopped),
                 _ => {}
             }
-            self.handle.wakeup.begin();
             self.collect();
             let more = self.begin_requests();
             let sent = self.send()?;
@@ -255,12 +235,6 @@ impl Connection {
             match &self.closing {
                 Some((_, until)) if idle || *until <= Instant::now() => {
                     return Ok(self.closing.take().map_or(End::Stopped, |(end, _)| end));
-                }
-                None if idle && !self.waits && self.checkpoint.is_none() => {
-                    self.handle.idle.store(true, Ordering::SeqCst);
-                    let received = self.receive(true);
-                    self.handle.idle.store(false, Ordering::SeqCst);
-                    received?;
                 }
                 _ => self.sleep(sent)?,
             }
@@ -428,14 +402,11 @@ impl Connection {
         self.transport.flush()
     }
 
-    fn receive(&mut self, wait: bool) -> io::Result<()> {
+    fn receive(&mut self) -> io::Result<()> {
         let (buffer, most) = self.input.room();
-        match self.transport.receive(buffer, most, wait) {
+        match self.transport.receive(buffer, most) {
             Ok(0) => {
-                // Stopping ends the socket's input too.
-                if !self.is_stopping() {
-                    self.close(End::Vanished);
-                }
+                self.close(End::Vanished);
                 Ok(())
             }
             Ok(_) => Ok(()),
@@ -452,7 +423,7 @@ impl Connection {
             && self.work.len() < self.limits.in_flight_requests
             && self.output.pending() < SEND_AT;
         if wants_input && self.transport.has_input() {
-            return self.receive(false);
+            return self.receive();
         }
         let mut events = PollFlags::empty();
         events.set(PollFlags::IN, wants_input);
@@ -498,18 +469,14 @@ impl Connection {
             self.handle.wakeup.clear_event();
         }
         if came && wants_input {
-            self.receive(false)?;
-        } else if gone && self.closing.is_none() && !self.is_stopping() {
+            self.receive()?;
+        } else if gone && self.closing.is_none() {
             // There is no room to read what it sent last, and nobody waits for that any more.
             self.close(End::Vanished);
         } else if looking && let Some(checkpoint) = &mut self.checkpoint {
             checkpoint.last = Some(self.number);
         }
         Ok(())
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.handle.state.load(Ordering::SeqCst) != RUNNING
     }
 }
 

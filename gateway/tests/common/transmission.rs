@@ -50,18 +50,12 @@ impl Pending {
                 contexts = ids.chunks_exact(4).map(id).collect();
             }
         }
-        let data = match request.command {
-            // A length that the server will refuse needs no memory here.
-            cmd::READ if request.length <= 128 << 20 => vec![0xee; request.length as usize],
-            _ => Vec::new(),
-        };
         request.payload = Vec::new();
         Pending {
             contexts,
             covered: Vec::new(),
             done: Done {
                 cookie: request.cookie,
-                data,
                 ..Done::default()
             },
             request,
@@ -85,6 +79,10 @@ impl Pending {
         }
         if self.request.flags & flag::DF != 0 {
             assert!(self.covered.is_empty(), "DF allows for one content chunk");
+        }
+        if self.covered.is_empty() {
+            // Not before: a read that is refused may be of any length.
+            self.done.data = vec![0xee; self.request.length as usize];
         }
         self.covered.push((offset, offset + length));
         let at = (offset - start) as usize;

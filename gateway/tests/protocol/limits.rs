@@ -206,7 +206,7 @@ fn limits_out_of_range_are_refused_by_name() {
         ("request_length", |l| l.request_length = u32::MAX),
         ("in_flight_requests", |l| l.in_flight_requests = 0),
         ("in_flight_per_connection", |l| {
-            l.in_flight_per_connection = MIB
+            l.in_flight_per_connection = MIB;
         }),
         ("handshake_time", |l| l.handshake_time = Duration::ZERO),
     ];

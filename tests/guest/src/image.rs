@@ -79,7 +79,7 @@ impl Image {
     }
 
     pub(crate) fn kernel(&self) -> PathBuf {
-        self.kernel.join("vmlinuz")
+        self.kernel.join("vmlinux")
     }
 
     pub(crate) fn initramfs(&self) -> PathBuf {
