@@ -104,13 +104,17 @@ COVERAGE := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
 # With the target named, build scripts are left as they are.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
+FUZZED = $(CARGO_TARGET_DIR)/fuzz/$(HOST)/debug
+FUZZ_OPTIONS = -verbosity=0 -artifact_prefix=$(CARGO_TARGET_DIR)/fuzz/
+
 .PHONY: fuzz
-fuzz: ## the parsers on FUZZ_RUNS made-up inputs
+fuzz: ## the parsers on FUZZ_RUNS made-up inputs, the NBD server on fewer sessions
 	$(call title,fuzz)
 	@RUSTFLAGS='$(COVERAGE)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz \
 	    cargo build -q --locked --target $(HOST) --manifest-path tests/fuzz/Cargo.toml
-	@$(CARGO_TARGET_DIR)/fuzz/$(HOST)/debug/parse -runs=$(FUZZ_RUNS) -max_len=256 -verbosity=0 \
-	    -artifact_prefix=$(CARGO_TARGET_DIR)/fuzz/ && echo "$(FUZZ_RUNS) inputs, none did harm"
+	@$(FUZZED)/parse -runs=$(FUZZ_RUNS) -max_len=256 $(FUZZ_OPTIONS)
+	@$(FUZZED)/nbd -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=4096 $(FUZZ_OPTIONS)
+	@echo "$(FUZZ_RUNS) inputs, and a twentieth of that as NBD sessions: none did harm"
 
 .PHONY: test-all
 test-all: ## all tests, documentation examples included

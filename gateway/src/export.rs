@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::BoxStream;
+use tokio::sync::Notify;
 use volmux_core::{
     Access, BlockDevice, Error, ErrorKind, ExtentQuery, ExtentStream, OpenOptions, OriginKind,
     Pool, Result, Sharing, Support, Volume, VolumeId, VolumeName,
@@ -19,6 +20,8 @@ use crate::nbd::transmission::Handle;
 use crate::options::{ExportOptions, Exports, Limits};
 use crate::stats::ExportCounters;
 
+/// So long a client of a volume that serves only one is waited for to be gone.
+const LEAVING: Duration = Duration::from_secs(1);
 /// The same complaint about an export is logged so often at most.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(10);
 
@@ -66,6 +69,8 @@ pub(crate) struct Slot {
     turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     complaints: Mutex<HashMap<(&'static str, ErrorKind), Complaint>>,
+    /// Called when a client has left.
+    left: Notify,
     /// The connections that use it.
     connections: Mutex<Vec<(Peer, Weak<Handle>)>>,
 }
@@ -232,7 +237,19 @@ impl Catalog {
             join_all(own.iter().map(|connection| connection.checkpoint())).await;
         }
         let size = open.device.refresh().await?;
-        client.enter(writable && slot.sharing == Sharing::Exclusive)?;
+        let exclusive = writable && slot.sharing == Sharing::Exclusive;
+        let until = tokio::time::Instant::now() + LEAVING;
+        loop {
+            let left = slot.left.notified();
+            match client.enter(exclusive) {
+                // The one before may have said goodbye, or died, this very moment.
+                Err(error) if tokio::time::timeout_at(until, left).await.is_err() => {
+                    return Err(error);
+                }
+                Err(_) => {}
+                Ok(()) => break,
+            }
+        }
         let attached = Attached {
             writable,
             open,
@@ -371,6 +388,7 @@ impl Slot {
             turn: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             complaints: Mutex::default(),
+            left: Notify::new(),
             connections: Mutex::default(),
         }
     }
@@ -467,6 +485,7 @@ impl Drop for Client {
                 }
             }
             state.vanished |= !*self.goodbye.get_mut();
+            self.slot.left.notify_waiters();
         }
         if self.slot.pinned || !state.clients.is_empty() {
             return;

@@ -63,3 +63,8 @@ pub use options::{Address, ExportOptions, Exports, Limits, Listen, ServeOptions}
 pub use server::{Server, serve};
 pub use status::{ExportStatus, LimitsStatus, RequestStatus, Status};
 pub use tls::{ClientCertificates, Tls};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

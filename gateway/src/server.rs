@@ -32,10 +32,12 @@ use crate::transport::Transport;
 const STACK: usize = 1 << 20;
 /// How long connections that were cut may take to notice.
 const CUT_TIME: Duration = Duration::from_secs(2);
-/// A dead client of a TCP connection is noticed after the idle time and three probes.
+/// A dead client of a TCP connection is noticed after the idle time and three probes, and
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// after this time if there are replies on the way that it does not confirm, or does not read.
+const UNCONFIRMED: Duration = Duration::from_secs(60);
 
 /// A running server.
 ///
@@ -152,7 +154,7 @@ impl Server {
         self.shared.status()
     }
 
-    /// Ends in order: nobody is let in any more, requests that have arrived are answered, and every
+    /// Ends in order: nobody is let in any more, requests under way are answered, and every
     /// volume is flushed and closed. What was answered is then durable.
     ///
     /// # Errors
@@ -389,6 +391,7 @@ fn prepare_tcp(stream: &tokio::net::TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(socket, UNCONFIRMED.as_millis() as u32)?;
     Ok(())
 }
 

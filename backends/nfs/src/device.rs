@@ -5,18 +5,18 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use volmux_core::{
     Access, BlockDevice, Buffer, ByteRange, Error, ErrorKind, ExtentStream, OpenOptions,
     Provisioning, Result, Sharing, VolumeId, VolumeName, ZeroOptions,
 };
 
+use crate::abandoned::{Abandoned, Running};
 use crate::nowait::Nowait;
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
@@ -292,6 +292,8 @@ impl BlockDevice for FileDevice {
         })?;
         self.abandoned.settle().await;
         if length <= INLINE && self.open.reads.is_worth_trying() {
+            // A task whose requests are all done at once gives way to others now and then.
+            tokio::task::coop::consume_budget().await;
             let wait = Wait::MustNot;
             let read = sys::read(&self.open.file, buffer.room(), length, offset, wait);
             if self.open.reads.done(&read) == length {
@@ -313,6 +315,7 @@ impl BlockDevice for FileDevice {
         let gate = self.open.shared.gate().await;
         let mut done = 0;
         if data.len() <= INLINE && self.open.writes.is_worth_trying() {
+            tokio::task::coop::consume_budget().await;
             let written = sys::write_now(&self.open.file, &data, offset);
             done = self.open.writes.done(&written);
             if done == data.len() {
@@ -449,56 +452,6 @@ impl fmt::Debug for FileDevice {
             .field("access", &self.open.access)
             .field("size", &self.size())
             .finish_non_exhaustive()
-    }
-}
-
-/// Requests whose futures were dropped while they ran. A thread in a system call can't be called
-/// back, so whoever comes next waits for them: otherwise an old write could land on a newer one.
-#[derive(Default)]
-struct Abandoned {
-    count: AtomicUsize,
-    incoming: Mutex<Vec<BoxFuture<'static, ()>>>,
-    draining: tokio::sync::Mutex<Vec<BoxFuture<'static, ()>>>,
-}
-
-impl Abandoned {
-    fn add(&self, task: BoxFuture<'static, ()>) {
-        self.incoming
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(task);
-        self.count.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Waits until none is left of those that were abandoned before this call.
-    async fn settle(&self) {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        // Kept in the lock, so that this future can be dropped too without losing any.
-        let mut draining = self.draining.lock().await;
-        draining.append(&mut self.incoming.lock().unwrap_or_else(PoisonError::into_inner));
-        while let Some(task) = draining.last_mut() {
-            task.await;
-            draining.pop();
-            self.count.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
-
-/// A running request, which is handed to [`Abandoned`] if its future is dropped.
-struct Running<'a, T: Send + 'static> {
-    task: Option<tokio::task::JoinHandle<io::Result<T>>>,
-    abandoned: &'a Abandoned,
-}
-
-impl<T: Send + 'static> Drop for Running<'_, T> {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
-            // One that has not started yet never will.
-            task.abort();
-            self.abandoned.add(task.map(drop).boxed());
-        }
     }
 }
 

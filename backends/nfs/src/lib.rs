@@ -6,6 +6,7 @@
 //!
 //! The files and how they come and go are described in `layout`; who uses a data file, in `inuse`.
 
+mod abandoned;
 mod attach;
 mod audit;
 mod config;

@@ -216,12 +216,13 @@ impl Connection {
 
     fn serve(&mut self) -> io::Result<End> {
         loop {
+            // Before anything that somebody may call about is looked at.
+            self.handle.wakeup.begin();
             match self.handle.state.load(Ordering::SeqCst) {
                 CUT => return Ok(End::Stopped),
                 DRAINING => self.close(End::Stopped),
                 _ => {}
             }
-            self.handle.wakeup.begin();
             self.collect();
             let more = self.begin_requests();
             let sent = self.send()?;

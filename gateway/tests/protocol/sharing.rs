@@ -1,11 +1,13 @@
 //! Several connections, several clients, several users of a pool.
 
+use std::time::Duration;
+
 use volmux_core::memory::MemoryPool;
 use volmux_core::{Access, ByteRange, ByteSize, ErrorKind, OpenOptions, ResizeOptions, Sharing};
 use volmux_gateway::{Address, ExportOptions};
 
 use crate::common::client::Client;
-use crate::common::program::run;
+use crate::common::program::{eventually, run};
 use crate::common::server::{MIB, Setup, TestServer, name};
 use crate::common::watch::{Step, watched};
 use crate::common::wire::{self, Mode, Request, can, flag, opt, rep};
@@ -270,4 +272,71 @@ fn volumes_are_kept_apart() {
         a.disconnect();
         b.disconnect();
     }
+}
+
+/// A client that lost its connection sends its requests again on a new one.
+#[test]
+fn an_old_write_never_lands_on_top_of_one_of_a_newer_connection() {
+    for mode in Mode::ALL {
+        for (closed, at_a_time) in [(false, 256), (true, 256), (false, 1), (true, 1)] {
+            let pool = watched(MemoryPool::unlimited());
+            let setup = Setup::over(pool.clone()).volume("vol", MIB);
+            let server = setup.limits(|l| l.in_flight_requests = at_a_time).start();
+            let mut old = server.open("vol", mode);
+            old.write(0, &[1; 4096]).expect("write");
+            pool.hook().hold("write_at");
+            // With one at a time the second stays in the socket.
+            for _ in 0..2 {
+                old.submit(Request::write(mode, 0, &[2; 4096]));
+            }
+            let hanging = 1 + at_a_time.min(2);
+            eventually("the old write hangs", || {
+                pool.hook().began("write_at") == hanging
+            });
+            let old = if closed {
+                drop(old);
+                None
+            } else {
+                Some(old)
+            };
+            std::thread::scope(|scope| {
+                let new = scope.spawn(|| {
+                    let mut new = server.open("vol", mode);
+                    new.write(0, &[3; 4096]).expect("write");
+                    new.flush().expect("flush");
+                    new.disconnect();
+                });
+                // Time for what must not happen.
+                std::thread::sleep(Duration::from_millis(100));
+                pool.hook().release("write_at");
+                new.join().expect("no panic");
+            });
+            if let Some(mut old) = old {
+                assert_eq!(old.next_done().error, 0);
+                assert_eq!(old.next_done().error, 0);
+                old.disconnect();
+            }
+            server.wait_until_idle();
+            assert!(
+                server.content("vol")[..4096] == [3; 4096],
+                "{mode:?} {closed} {at_a_time}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_hanging_read_of_an_old_connection_keeps_no_new_one_out() {
+    let pool = watched(MemoryPool::unlimited());
+    let server = Setup::over(pool.clone()).volume("vol", MIB).start();
+    let mut old = server.open("vol", Mode::Structured);
+    pool.hook().hold("read_at");
+    old.submit(Request::new(wire::cmd::READ, 0, 4096));
+    eventually("the read hangs", || pool.hook().began("read_at") == 1);
+    let mut new = server.open("vol", Mode::Structured);
+    new.write(0, b"served").expect("write");
+    new.disconnect();
+    pool.hook().release("read_at");
+    assert_eq!(old.next_done().error, 0);
+    old.disconnect();
 }
