@@ -13,7 +13,7 @@ mod server;
 
 pub use measure::{Figures, Median, Samples, count, header, peak_rss_bytes, ratio};
 pub use run::run;
-pub use server::Server;
+pub use server::{Awake, Server};
 
 /// `Result` with any error.
 pub type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;

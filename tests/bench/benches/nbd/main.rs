@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use volmux::nfs::{DirConfig, DirPool};
 use volmux::{ByteSize, CreateOptions, VolumeName};
 use volmux_bench::fio::{self, Job, Outcome};
-use volmux_bench::{Figures, Result, Server, count, header, ratio};
+use volmux_bench::{Awake, Figures, Result, Server, count, header, ratio};
 use volmux_conformance::scratch::LoopFs;
 
 mod serve;
@@ -34,6 +34,7 @@ fn main() -> Result<()> {
         return result;
     }
     header("NBD over a Unix socket; volumes of 1 GiB, written before; clients: fio")?;
+    println!("info processors are kept from halting, but for the turns that say otherwise");
     let wanted = |part| {
         let mut named = arguments.iter().filter(|a| !a.starts_with("--")).peekable();
         named.peek().is_none() || named.any(|name| name == part)
@@ -49,6 +50,7 @@ fn main() -> Result<()> {
             time: Duration::from_millis(1700),
         }
     };
+    let awake = Awake::keep()?;
     for (part, run) in [
         ("memory", memory as fn(&Settings) -> Result<()>),
         ("dir", dir),
@@ -58,6 +60,10 @@ fn main() -> Result<()> {
         if wanted(part) {
             run(&settings)?;
         }
+    }
+    drop(awake);
+    if wanted("halting") {
+        halting(&settings)?;
     }
     Ok(())
 }
@@ -131,15 +137,14 @@ fn fill(servers: &[Rival]) -> Result<()> {
     Ok(())
 }
 
-fn memory(settings: &Settings) -> Result<()> {
-    println!("info -- a volume in memory: volmux memory: against nbdkit memory");
-    let directory = tempfile::tempdir()?;
-    let socket = directory.path().join("nbdkit");
+/// Volumes in memory: ours, nbdkit's.
+fn memory_servers(directory: &Path) -> Result<[Rival; 2]> {
+    let socket = directory.join("nbdkit");
     let arguments = ["-f", "-U", path(&socket), "memory", &SIZE.to_string()].map(String::from);
     let servers = [
         Rival {
             name: "volmux",
-            server: serve::memory(directory.path(), SIZE)?,
+            server: serve::memory(directory, SIZE)?,
         },
         Rival {
             name: "nbdkit",
@@ -147,6 +152,13 @@ fn memory(settings: &Settings) -> Result<()> {
         },
     ];
     fill(&servers)?;
+    Ok(servers)
+}
+
+fn memory(settings: &Settings) -> Result<()> {
+    println!("info -- a volume in memory: volmux memory: against nbdkit memory");
+    let directory = tempfile::tempdir()?;
+    let servers = memory_servers(directory.path())?;
     for (what, job) in [
         ("randread-qd1", READ_QD1),
         ("randread-qd32", READ_QD32),
@@ -166,6 +178,17 @@ fn memory(settings: &Settings) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// One request at a time on processors that halt between any two, if nothing else keeps them busy.
+fn halting(settings: &Settings) -> Result<()> {
+    println!("info -- a volume in memory, on processors that may halt");
+    let directory = tempfile::tempdir()?;
+    let servers = memory_servers(directory.path())?;
+    let all = compare("randread-qd1-halting", &READ_QD1, &servers, settings)?;
+    let value = all[0].rate.median() / all[1].rate.median();
+    println!("info randread-qd1-halting: {value:.3} of nbdkit");
     Ok(())
 }
 
