@@ -347,8 +347,15 @@ async fn receive(place: Place, stream: Accepted, peer: Peer) {
     let failed = match shaken {
         Ok(Ok(Some(ready))) => return begin(place, ready, peer),
         Ok(Ok(None)) => return,
-        Ok(Err(Failed::Io(error))) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            // Who only looks whether somebody listens does this.
+        Ok(Err(Failed::Io(error)))
+            if matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+            ) =>
+        {
+            // Who only looks whether somebody listens, or was refused, does this.
             tracing::debug!(%peer, "gone before the handshake's end");
             return;
         }

@@ -10,6 +10,7 @@ pub mod log;
 pub mod program;
 pub mod random;
 pub mod server;
+pub mod stream;
 pub mod transmission;
 pub mod watch;
 pub mod wire;

@@ -76,7 +76,11 @@ impl Setup {
             runtime,
             listed: Vec::new(),
             every: None,
-            limits: Limits::default(),
+            limits: Limits {
+                // Who waits for the end of a connection must not take this for it.
+                handshake_time: Duration::from_secs(3600),
+                ..Limits::default()
+            },
             tls: None,
             tcp: false,
             statistics: false,

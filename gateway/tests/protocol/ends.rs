@@ -181,6 +181,9 @@ fn a_server_that_stops_cuts_off_a_client_that_does_not_read() {
     for _ in 0..20 {
         client.submit(Request::new(cmd::READ, 0, 8 * MIB));
     }
+    eventually("replies wait", || {
+        server.status().in_flight_bytes >= 8 * MIB
+    });
     let error = server
         .stop(Duration::from_millis(300))
         .expect_err("it does not read");

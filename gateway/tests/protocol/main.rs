@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bad_requests;
 mod contexts;
 mod ends;
 mod failures;
