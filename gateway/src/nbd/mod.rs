@@ -5,6 +5,7 @@ pub(crate) mod extents;
 pub(crate) mod handshake;
 pub(crate) mod input;
 pub(crate) mod output;
+pub(crate) mod patience;
 pub(crate) mod request;
 pub(crate) mod transmission;
 pub(crate) mod wire;

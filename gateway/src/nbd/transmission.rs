@@ -22,6 +22,7 @@ use volmux_core::{Error, ErrorKind};
 
 use super::input::{Admit, Input, Next};
 use super::output::Output;
+use super::patience::{LOOK, Patience};
 use super::request::{Answer, Failure, Session, Task};
 use super::wire::{Errno, Header, Mode, STRING_LENGTH, command};
 use crate::budget::Budget;
@@ -138,6 +139,7 @@ pub(crate) struct Connection {
     /// A checkpoint was passed while the client took no replies. Requests that were not read by
     /// then begin only once it does, which shows that it is still there.
     silent: bool,
+    patience: Patience,
     /// Memory that the requests under way have set aside, until their replies are sent.
     memory: u64,
     /// The next request waits for memory.
@@ -186,6 +188,7 @@ impl Connection {
             pending: BTreeSet::new(),
             checkpoint: None,
             silent: false,
+            patience: Patience::default(),
             memory: 0,
             waits: false,
             closing: None,
@@ -294,7 +297,7 @@ impl Connection {
     /// Begins the requests that are there; `true` if there are more that only wait for replies to
     /// be sent.
     fn begin_requests(&mut self) -> bool {
-        let before = self.work.len();
+        let (before, first) = (self.work.len(), self.number);
         let more = loop {
             let full = self.work.len() >= self.limits.in_flight_requests;
             if self.closing.is_some() || full || self.silent {
@@ -327,6 +330,7 @@ impl Connection {
                 }
             }
         };
+        self.patience.came((self.number - first) as usize);
         if self.work.len() > before {
             // So that their time limits begin.
             self.collect();
@@ -402,17 +406,34 @@ impl Connection {
         self.transport.flush()
     }
 
-    fn receive(&mut self) -> io::Result<()> {
+    /// Receives what is there; `false` if there is nothing.
+    fn receive(&mut self) -> io::Result<bool> {
         let (buffer, most) = self.input.room();
         match self.transport.receive(buffer, most) {
-            Ok(0) => {
-                self.close(End::Vanished);
-                Ok(())
+            Ok(length) => {
+                if length == 0 {
+                    self.close(End::Vanished);
+                }
+                Ok(true)
             }
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == Io::WouldBlock => Ok(()),
+            Err(error) if error.kind() == Io::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Looks for the next request without sleeping, if that is worth it; `true` if it came.
+    fn look(&mut self) -> io::Result<bool> {
+        if !self.patience.is_worth_it() {
+            return Ok(false);
+        }
+        let until = Instant::now() + LOOK;
+        let mut found = self.receive()?;
+        while !found && Instant::now() < until {
+            std::hint::spin_loop();
+            found = self.receive()?;
+        }
+        self.patience.looked(found);
+        Ok(found)
     }
 
     /// Sleeps until there is something to do, and receives what came.
@@ -423,7 +444,7 @@ impl Connection {
             && self.work.len() < self.limits.in_flight_requests
             && self.output.pending() < SEND_AT;
         if wants_input && self.transport.has_input() {
-            return self.receive();
+            return self.receive().map(drop);
         }
         let mut events = PollFlags::empty();
         events.set(PollFlags::IN, wants_input);
@@ -431,6 +452,9 @@ impl Connection {
         // Whether the client is there is of interest even when nothing else is asked of it.
         events.set(PollFlags::RDHUP, self.closing.is_none());
         let looking = self.checkpoint.is_some_and(|c| c.last.is_none()) && wants_input;
+        if wants_input && sent && self.work.is_empty() && self.look()? {
+            return Ok(());
+        }
         let limit = if !looking && self.handle.wakeup.may_sleep() {
             let until = self.closing.as_ref().map(|(_, until)| *until);
             until.map(|until| until.saturating_duration_since(Instant::now()))
