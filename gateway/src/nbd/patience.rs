@@ -8,7 +8,10 @@
 use std::time::Duration;
 
 /// How long to look.
-pub(crate) const LOOK: Duration = Duration::from_micros(32);
+pub(crate) const LOOK: Duration = Duration::from_micros(100);
+/// What comes later than this was not worth to look for. The first looks find a client that is
+/// still asleep itself, and takes longer than it will from then on.
+const SOON: Duration = Duration::from_micros(50);
 /// After so many requests that came alone the client is one that sends one at a time.
 const ALONE: u32 = 32;
 /// After so many vain looks in a row there are breaks, each twice as long as the one before.
@@ -50,9 +53,9 @@ impl Patience {
         true
     }
 
-    /// Takes note of a look.
-    pub(crate) fn looked(&mut self, found: bool) {
-        if found {
+    /// Takes note of a look that found something after so long, or did not.
+    pub(crate) fn looked(&mut self, found: Option<Duration>) {
+        if found.is_some_and(|after| after <= SOON) {
             self.vain = 0;
             self.last_break = 0;
             return;
@@ -73,6 +76,7 @@ mod tests {
 
     /// How many of so many sleeps are preceded by a look, each of which finds something or not.
     fn looks(patience: &mut Patience, sleeps: u32, found: bool) -> u32 {
+        let found = found.then_some(SOON);
         let mut looks = 0;
         for _ in 0..sleeps {
             if patience.is_worth_it() {

@@ -37,6 +37,8 @@ const SKIPPED: u64 = 32 << 20;
 
 /// With so many bytes of replies waiting, they are sent before more is begun.
 const SEND_AT: usize = 256 << 10;
+/// While the socket takes no more, the time is used to begin requests until so many wait.
+const AHEAD: usize = 2 << 20;
 
 const RUNNING: u8 = 0;
 const DRAINING: u8 = 1;
@@ -140,6 +142,8 @@ pub(crate) struct Connection {
     /// then begin only once it does, which shows that it is still there.
     silent: bool,
     patience: Patience,
+    /// The socket took no more at the last try.
+    blocked: bool,
     /// Memory that the requests under way have set aside, until their replies are sent.
     memory: u64,
     /// The next request waits for memory.
@@ -189,6 +193,7 @@ impl Connection {
             checkpoint: None,
             silent: false,
             patience: Patience::default(),
+            blocked: false,
             memory: 0,
             waits: false,
             closing: None,
@@ -229,9 +234,10 @@ impl Connection {
             self.collect();
             let more = self.begin_requests();
             let sent = self.send()?;
+            self.blocked = !sent;
             let resumed = self.silent && sent;
             self.look_at_checkpoint(sent);
-            if resumed || (more && sent) {
+            if resumed || (more && self.output.pending() < self.most_pending()) {
                 continue;
             }
             let idle = sent && self.work.is_empty();
@@ -294,7 +300,12 @@ impl Connection {
         }
     }
 
-    /// Begins the requests that are there; `true` if there are more that only wait for replies to
+    /// The bytes of replies that may wait before no more is begun.
+    fn most_pending(&self) -> usize {
+        if self.blocked { AHEAD } else { SEND_AT }
+    }
+
+    /// Begins the requests that are there; `true` if there may be more that only wait for replies to
     /// be sent.
     fn begin_requests(&mut self) -> bool {
         let (before, first) = (self.work.len(), self.number);
@@ -303,7 +314,9 @@ impl Connection {
             if self.closing.is_some() || full || self.silent {
                 break false;
             }
-            if self.output.pending() >= SEND_AT {
+            // With the socket full, one at a time: it may have room again after each.
+            if self.output.pending() >= self.most_pending() || (self.blocked && self.number > first)
+            {
                 break true;
             }
             let next = {
@@ -426,13 +439,19 @@ impl Connection {
         if !self.patience.is_worth_it() {
             return Ok(false);
         }
-        let until = Instant::now() + LOOK;
-        let mut found = self.receive()?;
-        while !found && Instant::now() < until {
-            std::hint::spin_loop();
+        let begin = Instant::now();
+        let (mut found, mut looks) = (self.receive()?, 0_u32);
+        while !found && begin.elapsed() < LOOK {
+            looks += 1;
+            if looks.is_multiple_of(8) {
+                // It may be that the client waits for this very processor.
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
             found = self.receive()?;
         }
-        self.patience.looked(found);
+        self.patience.looked(found.then(|| begin.elapsed()));
         Ok(found)
     }
 
@@ -442,7 +461,7 @@ impl Connection {
             && !self.waits
             && !self.silent
             && self.work.len() < self.limits.in_flight_requests
-            && self.output.pending() < SEND_AT;
+            && self.output.pending() < self.most_pending();
         if wants_input && self.transport.has_input() {
             return self.receive().map(drop);
         }
