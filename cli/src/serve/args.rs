@@ -59,7 +59,7 @@ pub struct LimitArgs {
     /// Connections at a time
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
     max_connections: usize,
-    /// How long a client may take from connecting to its first request
+    /// How long a client may take from connecting to choosing its volume
     #[arg(long, value_name = "TIME", default_value_t = Limits::default().handshake_time.into())]
     handshake_time: humantime::Duration,
     /// How long the pool may take for a request before it is answered with an error
