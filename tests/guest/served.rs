@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use volmux::memory::MemoryPool;
@@ -16,7 +17,9 @@ use volmux::{
 };
 use volmux_conformance::read_all;
 use volmux_conformance::scratch::LoopFs;
-use volmux_gateway::{ExportOptions, Exports, Limits, Listen, ServeOptions, Server, serve};
+use volmux_gateway::{
+    Address, ExportOptions, Exports, Limits, Listen, ServeOptions, Server, serve,
+};
 use volmux_guest::{Disk, Guest, Image};
 
 /// How long a server may take to stop.
@@ -323,4 +326,59 @@ fn live_snapshots_of_a_directory_pool_hold_what_was_durable() {
 #[test]
 fn live_snapshots_of_a_memory_pool_hold_what_was_durable() {
     live_snapshots_hold_what_was_durable(&Lab::in_memory());
+}
+
+/// A guest's kernel is the client of a second volume, with two connections over TCP.
+#[test]
+fn the_kernels_client_writes_comes_back_and_discards() {
+    const MIB: usize = 1 << 20;
+    let lab = Lab::on_xfs();
+    let second = name("second");
+    let size = CreateOptions::thin(ByteSize::mib(16));
+    let made = lab.runtime.block_on(lab.pool.create_volume(&second, size));
+    made.expect("create the volume");
+    let exports = ["guest", "second"].map(|volume| ExportOptions::read_write(name(volume)));
+    let options = ServeOptions {
+        exports: Exports::Volumes(exports.into()),
+        listen: vec![
+            Listen::Unix(lab.socket()),
+            Listen::Tcp("127.0.0.1:0".parse().expect("an address")),
+        ],
+        tls: None,
+        statistics: None,
+        limits: Limits::default(),
+    };
+    let served = serve(Arc::clone(&lab.pool), options);
+    let server = lab.runtime.block_on(served).expect("serve");
+    let Address::Tcp(address) = &server.addresses()[1] else {
+        panic!("{:?}", server.addresses());
+    };
+    let port = format!("port={}", address.port());
+    let said = lab.boot("guest", &["nbd", &port]).finish();
+    let status = server.status();
+    lab.stop(server);
+
+    assert_eq!(said.number("size"), 16 * MIB as u64);
+    let content = lab.runtime.block_on(read_all(lab.pool.as_ref(), &second));
+    let (before, rest) = content.split_at(MIB);
+    let (discarded, rest) = rest.split_at(2 * MIB);
+    let (kept, after) = rest.split_at(2 * MIB);
+    let zeros = [before, discarded, after].concat();
+    assert!(
+        zeros.iter().all(|&byte| byte == 0),
+        "nothing else is written"
+    );
+    let sum: String = Sha256::digest(kept)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    assert_eq!(said.lines("second"), [format!("second {sum}")]);
+    assert!(lab.allocated("second") <= 3 * MIB as u64, "given back");
+    let export = status.exports.iter().find(|export| export.name == "second");
+    let export = export.expect("it is served");
+    assert_eq!(export.connections_total, 4, "twice two connections");
+    for (op, bytes) in [("write", 4 * MIB), ("trim", 2 * MIB)] {
+        assert_eq!(export.requests[op].bytes, bytes as u64, "{op}");
+    }
+    assert!(export.requests["flush"].requests > 0, "an fsync is a flush");
 }

@@ -58,6 +58,7 @@ impl Guest {
     /// | `sums` | | `sum 1 SHA256` to `sum 8 SHA256` |
     /// | `trim` | writes 24 MiB, deletes them, tells the disk | `junk written`, `junk trimmed` |
     /// | `record` | writes N numbered records, N given as an argument `records=N` | `record 1` to `record N`, each once it is durable |
+    /// | `nbd` | connects the kernel's NBD client to the export `second` on 127.0.0.1, port given as `port=N`; writes 4 MiB at 1 MiB, discards the first half | `size BYTES`; `second SHA256` of the second half |
     /// | `records` | looks for the records that `record` wrote | `records N`, if 1 to N are there |
     ///
     /// # Panics
@@ -87,6 +88,7 @@ impl Guest {
                 "-no-reboot",
             ])
             .args(disk_arguments(disk))
+            .args(network_arguments(work.contains(&"nbd")))
             .arg("-kernel")
             .arg(image.kernel())
             .arg("-initrd")
@@ -213,6 +215,17 @@ fn own(line: &str) -> Option<String> {
     // The firmware may have left bytes of its own before the first line.
     let (_, own) = line.split_once("vmx: ")?;
     Some(own.to_owned())
+}
+
+/// A network in which this host's loopback is 10.0.2.2.
+fn network_arguments(wanted: bool) -> &'static [&'static str] {
+    const NETWORK: [&str; 4] = [
+        "-netdev",
+        "user,id=net",
+        "-device",
+        "virtio-net-pci,netdev=net,romfile=",
+    ];
+    if wanted { &NETWORK } else { &[] }
 }
 
 fn disk_arguments(disk: &Disk) -> Vec<String> {

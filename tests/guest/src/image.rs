@@ -29,7 +29,7 @@ impl Image {
         run(Command::new(here("../lab/initramfs"))
             .args([&kernel, &here("initramfs-init")])
             .arg(directory.path().join("initramfs"))
-            .args(["virtio_pci", "virtio_blk", "ext4"]));
+            .args(["virtio_pci", "virtio_blk", "ext4", "virtio_net", "nbd"]));
         let image = Image { directory, kernel };
         image.make_disk();
         image
@@ -42,9 +42,12 @@ impl Image {
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
         for applet in [
+            "blkdiscard",
+            "blockdev",
             "cat",
             "dd",
             "fstrim",
+            "ifconfig",
             "mkdir",
             "mount",
             "mv",
@@ -58,6 +61,7 @@ impl Image {
             let link = root.join("bin").join(applet);
             std::os::unix::fs::symlink("busybox", link).expect("a link");
         }
+        install(Path::new("/usr/sbin/nbd-client"), &root);
         std::fs::copy(here("root-init"), root.join("sbin/init")).expect("the guest's init");
         std::fs::write(root.join("boots"), "0\n").expect("the counter of boots");
         run(Command::new("/usr/sbin/mke2fs")
@@ -93,6 +97,18 @@ impl Image {
     /// If it does not.
     pub fn assert_in_order(file: &Path) {
         run(Command::new("/usr/sbin/e2fsck").arg("-fn").arg(file));
+    }
+}
+
+/// Copies a program into /bin of `root`, and the libraries that it needs to where it looks for them.
+fn install(program: &Path, root: &Path) {
+    let name = program.file_name().expect("a file");
+    std::fs::copy(program, root.join("bin").join(name)).expect("a program of .ci/setup");
+    let needed = run(Command::new("ldd").arg(program));
+    for library in needed.split_whitespace().filter(|w| w.starts_with('/')) {
+        let target = root.join(library.trim_start_matches('/'));
+        std::fs::create_dir_all(target.parent().expect("a directory")).expect("a directory");
+        std::fs::copy(library, target).expect("a library");
     }
 }
 
