@@ -44,6 +44,7 @@
 //! - No client makes the server hold more memory than [`Limits`] say, or hangs another client.
 
 mod budget;
+mod client;
 mod export;
 mod http;
 mod listen;

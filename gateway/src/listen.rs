@@ -15,7 +15,7 @@ use rustix::net::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use volmux_core::{Error, ErrorKind, Result};
 
-use crate::export::Peer;
+use crate::client::Peer;
 use crate::options::{Address, Listen};
 
 const OP: &str = "listen";

@@ -17,12 +17,14 @@ use tokio_util::sync::CancellationToken;
 use volmux_core::{Error, ErrorKind, Pool, Result};
 
 use crate::budget::Budget;
-use crate::export::{Catalog, Peer};
+use crate::client::Peer;
+use crate::export::Catalog;
 use crate::http::{self, Answering};
 use crate::listen::{self, Accepted, Listener, SocketFile, Stream};
+use crate::nbd::handle::Handle;
 use crate::nbd::handshake::{self, Chosen, Failed, Terms};
 use crate::nbd::request::Session;
-use crate::nbd::transmission::{Connection, End, Handle};
+use crate::nbd::transmission::{Connection, End};
 use crate::options::{Address, Limits, ServeOptions};
 use crate::stats::ServerCounters;
 use crate::status::{ExportStatus, Status};

@@ -13,7 +13,8 @@ use super::wire::{
     ContextRequest, INIT_MAGIC, InfoRequest, Mode, OPTION_MAGIC, OPTION_REPLY_MAGIC, STRING_LENGTH,
     handshake_flag, info, option, reply, transmission_flag as flag,
 };
-use crate::export::{Catalog, Peer, Preview, chain};
+use crate::client::Peer;
+use crate::export::{Catalog, Preview, chain};
 use crate::options::Limits;
 
 /// An option longer than the limit is read over up to here, so that the client can be told.

@@ -2,6 +2,7 @@
 //! with its extension for extended headers.
 
 pub(crate) mod extents;
+pub(crate) mod handle;
 pub(crate) mod handshake;
 pub(crate) mod input;
 pub(crate) mod output;

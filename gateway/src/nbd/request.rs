@@ -7,7 +7,7 @@ use volmux_core::{ByteRange, Error, ErrorKind, Result, ZeroOptions};
 
 use super::extents::{self, Descriptor};
 use super::wire::{Errno, Fields, Header, Mode, command, command_flag};
-use crate::export::Attached;
+use crate::client::Attached;
 use crate::stats::Op;
 
 /// What a handshake agreed on, for one connection.

@@ -2,13 +2,12 @@
 //!
 //! The thread receives what is there, begins every request of it, and sends all replies that this
 //! gave at once. A request that its volume answers right away never leaves the thread; the others
-//! are futures that it looks at again when they call. Two system calls serve a client that sends
+//! are futures that it looks at again when they call. Three system calls serve a client that sends
 //! one request at a time, and many requests share them when it sends many.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind as Io};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -16,10 +15,9 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{Shutdown, shutdown};
-use tokio::sync::Notify;
 use volmux_core::{Error, ErrorKind};
 
+use super::handle::{Handle, Wish};
 use super::input::{Admit, Input, Next};
 use super::output::Output;
 use super::patience::{LOOK, Patience};
@@ -28,7 +26,7 @@ use super::wire::{Errno, Header, Mode, STRING_LENGTH, command};
 use crate::budget::Budget;
 use crate::options::Limits;
 use crate::stats::Op;
-use crate::transport::{Socket, Transport};
+use crate::transport::Transport;
 use crate::wakeup::Wakeup;
 
 /// A payload of this length is read over if need be, and the client goes on: it need not ask for
@@ -39,53 +37,6 @@ const SKIPPED: u64 = 32 << 20;
 const SEND_AT: usize = 256 << 10;
 /// While the socket takes no more, the time is used to begin requests until so many wait.
 const AHEAD: usize = 2 << 20;
-
-const RUNNING: u8 = 0;
-const DRAINING: u8 = 1;
-const CUT: u8 = 2;
-
-/// The server's hand on a connection.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    state: AtomicU8,
-    socket: Socket,
-    wakeup: Arc<Wakeup>,
-    /// The number of checkpoints that were asked for, and of the last that was passed.
-    asked: AtomicU64,
-    passed: AtomicU64,
-    pass: Notify,
-}
-
-impl Handle {
-    /// Waits until every change that the client has sent up to now is done, or will never begin.
-    ///
-    /// A client that lost its connection sends its requests again on a new one. Had an old write
-    /// still been under way, or unread in the old socket, it could land on top of a newer one.
-    pub(crate) async fn checkpoint(&self) {
-        let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        std::task::Wake::wake_by_ref(&self.wakeup);
-        loop {
-            let passed = self.pass.notified();
-            if self.passed.load(Ordering::SeqCst) >= number {
-                return;
-            }
-            passed.await;
-        }
-    }
-
-    /// Lets it answer what is under way, and end.
-    pub(crate) fn drain(&self) {
-        self.state.fetch_max(DRAINING, Ordering::SeqCst);
-        std::task::Wake::wake_by_ref(&self.wakeup);
-    }
-
-    /// Ends it now.
-    pub(crate) fn cut(&self) {
-        self.state.store(CUT, Ordering::SeqCst);
-        let _ = shutdown(&self.socket, Shutdown::Both);
-        std::task::Wake::wake_by_ref(&self.wakeup);
-    }
-}
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -172,14 +123,7 @@ impl Connection {
         let wakeup = Wakeup::new()?;
         let mode = session.mode;
         let connection = Connection {
-            handle: Arc::new(Handle {
-                state: AtomicU8::new(RUNNING),
-                socket: transport.socket().clone(),
-                wakeup: wakeup.clone(),
-                asked: AtomicU64::new(0),
-                passed: AtomicU64::new(0),
-                pass: Notify::new(),
-            }),
+            handle: Arc::new(Handle::new(transport.socket().clone(), wakeup.clone())),
             waker: Waker::from(wakeup),
             transport,
             session: Arc::new(session),
@@ -225,11 +169,11 @@ impl Connection {
     fn serve(&mut self) -> io::Result<End> {
         loop {
             // Before anything that somebody may call about is looked at.
-            self.handle.wakeup.begin();
-            match self.handle.state.load(Ordering::SeqCst) {
-                CUT => return Ok(End::Stopped),
-                DRAINING => self.close(End::Stopped),
-                _ => {}
+            self.handle.wakeup().begin();
+            match self.handle.wish() {
+                Wish::Cut => return Ok(End::Stopped),
+                Wish::Drain => self.close(End::Stopped),
+                Wish::GoOn => {}
             }
             self.collect();
             let more = self.begin_requests();
@@ -258,11 +202,9 @@ impl Connection {
     /// Passes a checkpoint if everything before it is done.
     fn look_at_checkpoint(&mut self, sent: bool) {
         self.silent &= !sent;
-        let asked = self.handle.asked.load(Ordering::SeqCst);
-        if self.checkpoint.map_or_else(
-            || asked > self.handle.passed.load(Ordering::SeqCst),
-            |checkpoint| asked > checkpoint.asked,
-        ) {
+        if let Some(asked) = self.handle.asked()
+            && self.checkpoint.is_none_or(|known| asked > known.asked)
+        {
             self.checkpoint = Some(Checkpoint { asked, last: None });
         }
         let Some(checkpoint) = &mut self.checkpoint else {
@@ -277,8 +219,7 @@ impl Connection {
             .last
             .or(self.closing.is_some().then_some(self.number));
         if last.is_some_and(|last| self.pending.first().is_none_or(|first| *first > last)) {
-            self.handle.passed.store(checkpoint.asked, Ordering::SeqCst);
-            self.handle.pass.notify_waiters();
+            self.handle.pass(checkpoint.asked);
             self.checkpoint = None;
         }
     }
@@ -474,7 +415,7 @@ impl Connection {
         if wants_input && sent && self.work.is_empty() && self.look()? {
             return Ok(());
         }
-        let limit = if !looking && self.handle.wakeup.may_sleep() {
+        let limit = if !looking && self.handle.wakeup().may_sleep() {
             let until = self.closing.as_ref().map(|(_, until)| *until);
             until.map(|until| until.saturating_duration_since(Instant::now()))
         } else {
@@ -482,7 +423,7 @@ impl Connection {
         };
         let (mut came, mut called, mut gone) = (false, false, false);
         {
-            let (wakeup, socket) = (self.handle.wakeup.event(), self.transport.socket());
+            let (wakeup, socket) = (self.handle.wakeup().event(), self.transport.socket());
             let mut fds = [
                 PollFd::new(&wakeup, PollFlags::IN),
                 PollFd::new(socket, events),
@@ -509,7 +450,7 @@ impl Connection {
             }
         }
         if called {
-            self.handle.wakeup.clear_event();
+            self.handle.wakeup().clear_event();
         }
         if came && wants_input {
             self.receive()?;
@@ -529,8 +470,7 @@ impl Drop for Connection {
         self.budget.give_back(self.memory);
         // Dropped before the checkpoint is passed.
         self.work.clear();
-        self.handle.passed.store(u64::MAX, Ordering::SeqCst);
-        self.handle.pass.notify_waiters();
+        self.handle.pass(u64::MAX);
     }
 }
 
