@@ -167,6 +167,7 @@ impl Catalog {
         let slot = self.find(name).await?;
         let open = slot.lock().open.clone();
         if let Some(open) = open {
+            self.check_name(&slot, &open).await?;
             return Ok(Preview {
                 size: open.device.refresh().await?,
                 writable: open.device.access() == Access::ReadWrite,
@@ -195,6 +196,7 @@ impl Catalog {
         let mut client = Client::new(self, &slot, peer);
         let _turn = slot.turn.lock().await;
         let open = self.open(&slot).await?;
+        self.check_name(&slot, &open).await?;
         if open.fenced.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Fenced, "export")
                 .with("volume", name)
@@ -244,6 +246,23 @@ impl Catalog {
             .entry(name.clone())
             .or_insert_with(|| Arc::new(Slot::new(options, false)));
         Ok(slot.clone())
+    }
+
+    /// Fails if the export's name means another volume by now than the one that is open: who asks
+    /// for that one must not get this one's content.
+    async fn check_name(&self, slot: &Slot, open: &Open) -> Result<()> {
+        match self.pool.volume(&slot.name).await {
+            Ok(now) if now.id == open.volume.id => Ok(()),
+            Ok(_) => Err(Error::new(ErrorKind::NotFound, "export")
+                .with("volume", &slot.name)
+                .reason(
+                    "the volume that is served was renamed, and another volume has its name now",
+                )
+                .help("end the clients of the one that is served, or the server")),
+            // What is served from the start to the end keeps its name for its clients.
+            Err(error) if slot.pinned && error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The open volume of `slot`, opened if need be. To be called in the slot's turn.

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use volmux_core::{Error, ErrorKind, Result};
@@ -172,14 +173,8 @@ fn open_unix(path: &Path) -> Result<Bound> {
             .with_source(io::Error::from(e))
     })?;
     let _lock = lock_directory(path).map_err(wrong)?;
-    remove_stale(path)?;
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|e| wrong(e.into()))?;
+    remove_stale(path, &address)?;
+    let socket = unix_socket(SocketFlags::empty()).map_err(wrong)?;
     // bind(2) gives the file the mode of the socket: so nobody else can connect in between.
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|e| wrong(e.into()))?;
     bind(&socket, &address).map_err(|e| wrong(e.into()))?;
@@ -190,6 +185,16 @@ fn open_unix(path: &Path) -> Result<Bound> {
     };
     listen(&socket, BACKLOG).map_err(|e| wrong(e.into()))?;
     unix(OwnedFd::into(socket), path.to_owned(), Some(file))
+}
+
+fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    let flags = flags | SocketFlags::CLOEXEC;
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
 }
 
 /// One server at a time replaces or removes sockets of a directory.
@@ -204,7 +209,7 @@ fn lock_directory(path: &Path) -> io::Result<File> {
 }
 
 /// Removes a socket that nobody listens on.
-fn remove_stale(path: &Path) -> Result<()> {
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<()> {
     let wrong = |e: io::Error| Error::from_io(OP, e);
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -216,15 +221,17 @@ fn remove_stale(path: &Path) -> Result<()> {
         }
         Ok(_) => {}
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(Error::new(ErrorKind::Busy, OP)
+    // Without waiting: a server that hangs, with more connections than it has accepted, listens too.
+    let probe = unix_socket(SocketFlags::NONBLOCK).map_err(wrong)?;
+    match connect(&probe, address) {
+        Ok(()) | Err(Errno::AGAIN) => Err(Error::new(ErrorKind::Busy, OP)
             .reason("somebody listens there already")
             .help("stop that server, or choose another path")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        Err(Errno::CONNREFUSED) => {
             tracing::info!(path = %path.display(), "replacing a socket that was left over");
             std::fs::remove_file(path).map_err(wrong)
         }
-        Err(error) => Err(wrong(error)),
+        Err(error) => Err(wrong(error.into())),
     }
 }
 
@@ -273,6 +280,22 @@ mod tests {
             ErrorKind::AlreadyExists
         );
         assert_eq!(std::fs::read(&path).expect("read"), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_accepts_nobody_is_there_all_the_same() {
+        let (_directory, path) = path();
+        let deaf = unix_socket(SocketFlags::empty()).expect("a socket");
+        let address = SocketAddrUnix::new(&path).expect("a short path");
+        bind(&deaf, &address).expect("bind");
+        listen(&deaf, 0).expect("listen");
+        let waiting: Vec<OwnedFd> = (0..4)
+            .map(|_| unix_socket(SocketFlags::NONBLOCK).expect("a socket"))
+            .take_while(|socket| connect(socket, &address).is_ok())
+            .collect();
+        assert!(waiting.len() < 4, "no more fit");
+        assert_eq!(kind(open(Listen::Unix(path.clone()))), ErrorKind::Busy);
+        assert!(path.exists());
     }
 
     #[tokio::test]

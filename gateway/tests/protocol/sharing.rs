@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use volmux_core::memory::MemoryPool;
-use volmux_core::{Access, ByteRange, ByteSize, ErrorKind, OpenOptions, ResizeOptions, Sharing};
+use volmux_core::{
+    Access, ByteRange, ByteSize, CreateOptions, ErrorKind, OpenOptions, Pool, ResizeOptions,
+    Sharing,
+};
 use volmux_gateway::{Address, ExportOptions};
 
 use crate::common::client::Client;
@@ -255,6 +258,48 @@ fn a_server_does_not_begin_without_its_volumes() {
     let (_, error) = setup.try_start().expect_err("in use");
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains("vol"), "{error}");
+}
+
+#[test]
+fn who_asks_for_a_name_that_another_volume_has_by_now_does_not_get_the_old_one() {
+    for all in [false, true] {
+        let pool = MemoryPool::unlimited();
+        let setup = Setup::over(pool.clone()).volume("vol", MIB);
+        let setup = match all {
+            true => setup.every(Access::ReadWrite, Sharing::Shared),
+            false => setup,
+        };
+        let server = setup.start();
+        let mut first = server.open("vol", Mode::Structured);
+        first.write(0, b"secret").expect("write");
+        server.block_on(async {
+            pool.rename_volume(&name("vol"), &name("old"))
+                .await
+                .expect("rename");
+        });
+        // A volume that is served from start to end is found by the name that it had.
+        let mut second = server.greeted();
+        second.negotiate(Mode::Structured);
+        match all {
+            true => drop(second.refused(opt::GO, &wire::go("vol", &[]), rep::ERR_UNKNOWN)),
+            false => second.go("vol"),
+        }
+        server.block_on(async {
+            let size = CreateOptions::thin(ByteSize::new(MIB));
+            pool.create_volume(&name("vol"), size)
+                .await
+                .expect("create");
+        });
+        let mut third = server.greeted();
+        third.negotiate(Mode::Structured);
+        for option in [opt::INFO, opt::GO] {
+            third.refused(option, &wire::go("vol", &[]), rep::ERR_UNKNOWN);
+        }
+        server
+            .log
+            .expect_warning(&["export=", "vol", "another volume"]);
+        assert_eq!(first.read(0, 6).expect("it goes on"), b"secret");
+    }
 }
 
 #[test]
