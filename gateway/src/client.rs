@@ -100,7 +100,7 @@ impl Drop for Client {
                 }
             }
             state.vanished |= !*self.goodbye.get_mut();
-            self.slot.left.notify_waiters();
+            self.slot.changed.notify_waiters();
         }
         if self.slot.pinned || !state.clients.is_empty() {
             return;
@@ -169,6 +169,8 @@ impl Attached {
             .unwrap_or_else(PoisonError::into_inner);
         connections.retain(|(_, connection)| connection.strong_count() > 0);
         connections.push((self.client.peer, Arc::downgrade(connection)));
+        drop(connections);
+        self.client.slot.changed.notify_waiters();
     }
 
     /// The client said that it goes.

@@ -45,8 +45,8 @@ pub(crate) struct Slot {
     pub(crate) turn: tokio::sync::Mutex<()>,
     pub(crate) state: Mutex<State>,
     pub(crate) complaints: Mutex<HashMap<(&'static str, ErrorKind), Complaint>>,
-    /// Called when a client has left.
-    pub(crate) left: Notify,
+    /// Called when a connection has begun, or ended.
+    pub(crate) changed: Notify,
     /// The connections that use it.
     pub(crate) connections: Mutex<Vec<(Peer, Weak<Handle>)>>,
 }
@@ -205,17 +205,17 @@ impl Catalog {
         }
         let writable = open.device.access() == Access::ReadWrite;
         if writable {
-            let own = slot.connections_of(peer);
+            let own = slot.all_connections_of(peer).await;
             join_all(own.iter().map(|connection| connection.checkpoint())).await;
         }
         let size = open.device.refresh().await?;
         let exclusive = writable && slot.sharing == Sharing::Exclusive;
         let until = tokio::time::Instant::now() + LEAVING;
         loop {
-            let left = slot.left.notified();
+            let changed = slot.changed.notified();
             match client.enter(exclusive) {
                 // The one before may have said goodbye, or died, this very moment.
-                Err(error) if tokio::time::timeout_at(until, left).await.is_err() => {
+                Err(error) if tokio::time::timeout_at(until, changed).await.is_err() => {
                     return Err(error);
                 }
                 Err(_) => {}
@@ -372,7 +372,7 @@ impl Slot {
             turn: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             complaints: Mutex::default(),
-            left: Notify::new(),
+            changed: Notify::new(),
             connections: Mutex::default(),
         }
     }
@@ -391,6 +391,19 @@ impl Slot {
     /// The size, if it is open.
     pub(crate) fn size(&self) -> Option<u64> {
         self.lock().open.as_ref().map(|open| open.device.size())
+    }
+
+    /// The connections that `peer` has, those included that are just being begun.
+    async fn all_connections_of(&self, peer: Peer) -> Vec<Arc<Handle>> {
+        loop {
+            let changed = self.changed.notified();
+            let entered = self.lock().clients.get(&peer).copied().unwrap_or(0);
+            let begun = self.connections_of(peer);
+            if begun.len() >= entered {
+                return begun;
+            }
+            changed.await;
+        }
     }
 
     /// The connections that `peer` has now.
