@@ -149,7 +149,8 @@ impl From<Address> for Listen {
 }
 
 /// The limits of a server. What a client can make it hold is at most
-/// `in_flight_total + connections * request_length`.
+/// `in_flight_total + connections * request_length`, and what the sockets' buffers hold: 1 MiB for a
+/// connection on a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections at a time; more are closed as they come. 1 to 4096.

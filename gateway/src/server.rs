@@ -32,6 +32,10 @@ use crate::transport::Transport;
 
 /// For what runs in a connection's thread: the protocol, and what a volume does inline.
 const STACK: usize = 1 << 20;
+/// What a Unix socket takes of replies that the client has not read (the system doubles it for its
+/// own use, and may allow less). With less, long replies cost a sleep for each few pages. TCP finds
+/// its own measure.
+const SEND_BUFFER: usize = 512 << 10;
 /// How long connections that were cut may take to notice.
 const CUT_TIME: Duration = Duration::from_secs(2);
 /// A dead client of a TCP connection is noticed after the idle time and three probes, and
@@ -320,14 +324,18 @@ async fn receive(place: Place, stream: Accepted, peer: Peer) {
     let tls = shared.tls.as_ref();
     let shaken = async {
         Ok::<_, Failed>(match stream {
-            Accepted::Unix(stream) => match shake_hands(stream, &terms, tls).await? {
-                Some((session, stream, tls)) => Some(Ready {
-                    session,
-                    socket: blocking(stream.into_std()?)?,
-                    tls,
-                }),
-                None => None,
-            },
+            Accepted::Unix(stream) => {
+                sockopt::set_socket_send_buffer_size(stream.as_fd(), SEND_BUFFER)
+                    .map_err(io::Error::from)?;
+                match shake_hands(stream, &terms, tls).await? {
+                    Some((session, stream, tls)) => Some(Ready {
+                        session,
+                        socket: blocking(stream.into_std()?)?,
+                        tls,
+                    }),
+                    None => None,
+                }
+            }
             Accepted::Tcp(stream) => {
                 prepare_tcp(&stream)?;
                 match shake_hands(stream, &terms, tls).await? {
