@@ -1,1 +1,5 @@
 //! Pools in object stores.
+
+mod ids;
+mod keys;
+mod tip;
