@@ -1,5 +1,6 @@
 //! Pools in object stores.
 
+mod codec;
 mod ids;
 mod keys;
 mod tip;
