@@ -143,7 +143,14 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_not_understood() {
-        for name in ["", "pool", "catalog/1", "logs/x/m/1", "logs//d/1-1", "catalog/../pool.json"] {
+        for name in [
+            "",
+            "pool",
+            "catalog/1",
+            "logs/x/m/1",
+            "logs//d/1-1",
+            "catalog/../pool.json",
+        ] {
             assert_eq!(name.parse::<Named>(), Err(()), "{name}");
         }
     }
