@@ -1,5 +1,6 @@
 //! Pools in object stores.
 
+mod cache;
 mod codec;
 mod envelope;
 mod ids;
