@@ -46,7 +46,9 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn uuid(&mut self) -> Result<Uuid, Malformed> {
         let bytes = self.bytes(16)?.try_into();
-        Ok(Uuid::from_bytes(bytes.map_err(|_| Malformed("not a UUID"))?))
+        Ok(Uuid::from_bytes(
+            bytes.map_err(|_| Malformed("not a UUID"))?,
+        ))
     }
 
     /// A number in its shortest form.

@@ -3,7 +3,9 @@
 mod cache;
 mod codec;
 mod envelope;
+mod fault;
 mod ids;
 mod keys;
 mod seal;
+mod store;
 mod tip;

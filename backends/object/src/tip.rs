@@ -179,7 +179,9 @@ struct KeyReader {
 impl KeyReader {
     fn take(&mut self, reader: &mut Reader<'_>) -> Result<ObjectKey, Malformed> {
         let key = match reader.varint()? {
-            0 => self.next.ok_or(Malformed("there is no object before this"))?,
+            0 => self
+                .next
+                .ok_or(Malformed("there is no object before this"))?,
             known => {
                 let log = if known == 1 {
                     let log = LogId(reader.uuid()?);
@@ -250,10 +252,16 @@ pub(crate) mod tests {
             any::<u64>().prop_map(TailItem::Cut),
         ];
         (proptest::option::of(page), vec(item, 0..10)).prop_map(|(page, tail)| Tip {
-            root: page.map_or(Root::EMPTY, |(object, offset, length, level, mapped)| Root {
-                page: Some(PagePtr { object, offset, length }),
-                level,
-                mapped,
+            root: page.map_or(Root::EMPTY, |(object, offset, length, level, mapped)| {
+                Root {
+                    page: Some(PagePtr {
+                        object,
+                        offset,
+                        length,
+                    }),
+                    level,
+                    mapped,
+                }
             }),
             tail,
         })
