@@ -1,6 +1,7 @@
 //! Pools in object stores.
 
 mod cache;
+mod catalog;
 mod codec;
 mod envelope;
 mod fault;
