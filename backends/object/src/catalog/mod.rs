@@ -87,9 +87,17 @@ pub(crate) struct Catalog {
     state: Mutex<State>,
     /// Held while records are read or appended: one at a time finds out what the next number is.
     turn: tokio::sync::Mutex<()>,
-    /// Number of the newest read that has begun, and of the newest that has ended.
+    /// Number of the newest read that has begun.
     begun: AtomicU64,
-    ended: AtomicU64,
+    ended: Mutex<Ended>,
+}
+
+/// The newest read that has ended.
+#[derive(Debug, Default)]
+struct Ended {
+    number: u64,
+    /// What kept it from reading all.
+    failure: Option<(ErrorKind, String)>,
 }
 
 /// What became of a record that was to be created.
@@ -110,7 +118,7 @@ impl Catalog {
             state: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             begun: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
+            ended: Mutex::default(),
         };
         let turn = catalog.turn.lock().await;
         catalog.load_checkpoint(op, &turn).await?;
@@ -137,13 +145,23 @@ impl Catalog {
     pub(crate) async fn refresh(&self, op: &'static str) -> Result<u64> {
         let before = self.begun.load(Ordering::Acquire);
         let turn = self.turn.lock().await;
-        // A read that began after this call has seen all that this call has to see.
-        if self.ended.load(Ordering::Acquire) <= before {
-            let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
-            self.read_on(op, &turn, 1).await?;
-            self.ended.store(number, Ordering::Release);
+        {
+            // A read that began after this call has seen all that this call has to see. It is
+            // shared if it failed, too: were each caller to wait for a dead store in its turn,
+            // the last one would wait for hours.
+            let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            if ended.number > before {
+                return match &ended.failure {
+                    None => Ok(self.head()),
+                    Some((kind, failure)) => Err(Error::new(*kind, op).reason(failure)),
+                };
+            }
         }
-        Ok(self.head())
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let read = self.read_on(op, &turn, 1).await;
+        let failure = read.as_ref().err().map(|e| (e.kind(), e.to_string()));
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Ended { number, failure };
+        read.map(|()| self.head())
     }
 
     /// Appends a record with `changes`, decided on the state as of record `head`: all of them

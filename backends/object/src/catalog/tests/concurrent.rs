@@ -212,6 +212,24 @@ async fn a_store_that_takes_nothing_leaves_all_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_keeps_nobody_waiting_for_the_others() {
+    let store = Rough::new(1);
+    let catalog = open(&store, 1).await;
+    store.failing.store(100, Relaxed);
+    let start = tokio::time::Instant::now();
+    for done in join_all((0..100).map(|_| catalog.refresh(OP))).await {
+        assert_eq!(done.expect_err("down").kind(), ErrorKind::Unavailable);
+    }
+    assert!(
+        start.elapsed() < Duration::from_millis(250),
+        "{:?}",
+        start.elapsed()
+    );
+    store.failing.store(0, Relaxed);
+    assert_eq!(catalog.refresh(OP).await.expect("it is back"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_commit_leaves_a_handle_that_works() {
     for polls in 0..12 {
         let store = Rough::new(polls);
