@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use volmux_core::VolumeId;
 
 /// The pool's own description; its presence makes a prefix a pool.
 pub const POOL: &str = "pool.json";
@@ -14,6 +15,9 @@ pub const CATALOG: &str = "catalog/";
 pub const CATALOG_CHECKPOINT: &str = "catalog-checkpoint/";
 /// Where the logs are.
 pub const LOGS: &str = "logs/";
+
+/// Where the marks of those who read are.
+pub const READERS: &str = "readers/";
 
 /// What one volume's writers append to, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -64,6 +68,16 @@ pub fn manifest(log: LogId, number: u64) -> String {
     format!("{}{number:020}", manifests(log))
 }
 
+/// Where the marks of those who read a volume are.
+pub fn readers(volume: VolumeId) -> String {
+    format!("{READERS}{volume}/")
+}
+
+/// The mark of one who reads a volume.
+pub fn reader(volume: VolumeId, instance: Uuid) -> String {
+    format!("{}{instance}", readers(volume))
+}
+
 /// What a name below the prefix says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Named {
@@ -77,6 +91,8 @@ pub enum Named {
     Manifest(LogId, u64),
     /// An object of data or map pages.
     Data(ObjectKey),
+    /// The mark of one who reads a volume.
+    Reader(VolumeId, Uuid),
 }
 
 impl FromStr for Named {
@@ -91,6 +107,7 @@ impl FromStr for Named {
             Named::CatalogCheckpoint(n) => catalog_checkpoint(n),
             Named::Manifest(log, n) => manifest(log, n),
             Named::Data(key) => key.to_string(),
+            Named::Reader(volume, instance) => reader(volume, instance),
         };
         if again == name { Ok(parsed) } else { Err(()) }
     }
@@ -105,6 +122,11 @@ fn parse(name: &str) -> Option<Named> {
     }
     if let Some(number) = name.strip_prefix(CATALOG_CHECKPOINT) {
         return Some(Named::CatalogCheckpoint(number.parse().ok()?));
+    }
+    if let Some(rest) = name.strip_prefix(READERS) {
+        let (volume, instance) = rest.split_once('/')?;
+        let instance = Uuid::try_parse(instance).ok()?;
+        return Some(Named::Reader(volume.parse().ok()?, instance));
     }
     let mut parts = name.strip_prefix(LOGS)?.split('/');
     let log = LogId(Uuid::try_parse(parts.next()?).ok()?);
@@ -162,6 +184,9 @@ mod tests {
             let key = ObjectKey { log, epoch: a, seq: b };
             prop_assert_eq!(key.to_string().parse(), Ok(Named::Data(key)));
             prop_assert_eq!(manifest(log, a).parse(), Ok(Named::Manifest(log, a)));
+            let (volume, instance) = (VolumeId::random(), Uuid::from_u128(id));
+            let mark = reader(volume, instance);
+            prop_assert_eq!(mark.parse(), Ok(Named::Reader(volume, instance)));
             prop_assert_eq!(catalog_record(a).parse(), Ok(Named::CatalogRecord(a)));
             prop_assert_eq!(catalog_checkpoint(a).parse(), Ok(Named::CatalogCheckpoint(a)));
         }

@@ -1,0 +1,270 @@
+//! Becoming a log's writer, and ending a log.
+//!
+//! Both put the log's next manifest, so of all who try one succeeds. Ending a log takes two steps:
+//! a manifest that retires it, then the catalogue's record that gives the volume another log, or
+//! removes it. Where only the first was done, the log can be claimed again; then the record must
+//! not come after all. So whoever retires looks at the catalogue's head first, and whoever claims
+//! a retired log moves that head first: the record, made for the old head, fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use tokio::time::Instant;
+use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
+
+use crate::catalog::{Change, Entry};
+use crate::keys::{self, LogId};
+use crate::manifest::{JournalMark, Manifest, Phase};
+use crate::owner::{Life, Living, Owner};
+use crate::pool::Ready;
+use crate::store::Put;
+use crate::tip::Tip;
+
+/// Between two looks at a writer that is about to end.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How a log is claimed.
+#[derive(Debug)]
+pub(crate) struct Claim<'a> {
+    pub(crate) living: &'a Living,
+    pub(crate) take_over: bool,
+    pub(crate) journal: Option<JournalMark>,
+}
+
+impl Ready {
+    /// Becomes the writer of a volume's log: returns the volume as it is now, and the manifest to
+    /// go on from.
+    pub(crate) async fn claim(
+        &self,
+        op: &'static str,
+        id: VolumeId,
+        name: &VolumeName,
+        claim: Claim<'_>,
+    ) -> Result<(Arc<Entry>, Manifest, Option<JournalMark>)> {
+        let mut patience = Patience::new(self.shared.store.patience().write);
+        loop {
+            let head = self.catalog.refresh(op).await?;
+            let entry = self.entry_by_id(op, id, name)?;
+            let Some(log) = entry.log else {
+                return Err(self
+                    .error(ErrorKind::InvalidInput, op, name)
+                    .reason("a snapshot is read-only")
+                    .help("clone it and write to the clone"));
+            };
+            let newest = self.shared.newest_manifest(op, log, 0).await?;
+            if let Some(newest) = &newest {
+                if newest.phase == Phase::Open && !claim.take_over {
+                    match self.check_free(op, name, newest, claim.journal)? {
+                        Free::Yes => {}
+                        Free::Soon => {
+                            patience.wait(LOOK, || busy_ending(self, op, name)).await?;
+                            continue;
+                        }
+                    }
+                }
+                if newest.phase == Phase::Retired {
+                    let marker = self.shared.ids.uuid();
+                    if !self.catalog.try_commit(op, head, vec![Change::Gc { marker }]).await? {
+                        continue;
+                    }
+                }
+            }
+            let before = newest.as_ref().and_then(|newest| newest.journal);
+            let manifest = next(log, newest, &entry.base, claim.living.owner(), Phase::Open);
+            let manifest = Manifest {
+                journal: claim.journal,
+                ..manifest
+            };
+            if !self.put(op, &manifest).await? {
+                continue;
+            }
+            // The log may have been given up before it had a manifest to see that by.
+            self.catalog.refresh(op).await?;
+            let entry = self.entry_by_id(op, id, name)?;
+            if entry.log == Some(log) {
+                return Ok((entry, manifest, before));
+            }
+        }
+    }
+
+    /// Makes sure that nobody writes a log any more, for the catalogue's state as of `head`, and
+    /// returns what it holds.
+    pub(crate) async fn retire(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+        log: LogId,
+    ) -> Result<Tip> {
+        let mut patience = Patience::new(self.shared.store.patience().write);
+        loop {
+            let newest = self.shared.newest_manifest(op, log, 0).await?;
+            if let Some(newest) = newest.as_ref().filter(|newest| newest.phase == Phase::Open) {
+                match self.check_free(op, &entry.name, newest, None)? {
+                    Free::Yes => {}
+                    Free::Soon => {
+                        let late = || busy_ending(self, op, &entry.name);
+                        patience.wait(LOOK, late).await?;
+                        continue;
+                    }
+                }
+            }
+            let manifest = next(log, newest, &entry.base, self.living.owner(), Phase::Retired);
+            if self.put(op, &manifest).await? {
+                return Ok(manifest.tip);
+            }
+        }
+    }
+
+    /// What a volume holds now, as far as it is committed.
+    pub(crate) async fn committed_tip(&self, op: &'static str, entry: &Entry) -> Result<(u64, Tip)> {
+        if let Some(log) = entry.log
+            && let Some(newest) = self.shared.newest_manifest(op, log, 0).await?
+        {
+            return Ok((newest.number, newest.tip));
+        }
+        Ok((0, Tip::clone(&entry.base)))
+    }
+
+    async fn put(&self, op: &'static str, manifest: &Manifest) -> Result<bool> {
+        let (name, envelope) = self.shared.wrap_manifest(op, manifest)?;
+        let put = self.shared.store.put_new(op, &name, envelope).await?;
+        Ok(matches!(put, Put::Created))
+    }
+
+    /// Whether a log that was not closed may be taken from its writer.
+    fn check_free(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        newest: &Manifest,
+        journal: Option<JournalMark>,
+    ) -> Result<Free> {
+        let busy = |reason: String| {
+            self.error(ErrorKind::Busy, op, name)
+                .with("writer", &newest.owner)
+                .reason(reason)
+        };
+        match newest.owner.life() {
+            Life::Ending => return Ok(Free::Soon),
+            Life::Dead => {}
+            Life::Lives => {
+                return Err(busy("the volume is open for writing".into())
+                    .help("close it there, or take it over"));
+            }
+            Life::Elsewhere => {
+                return Err(busy(
+                    "the volume was opened for writing on another host, and not closed".into(),
+                )
+                .help("close it there; if that host is gone for certain, take the volume over"));
+            }
+        }
+        match newest.journal {
+            Some(mark) if journal.is_none_or(|ours| ours.id != mark.id) => Err(busy(
+                "its last writer died, and what it flushed last is only in its journal".into(),
+            )
+            .with("journal", mark.id)
+            .help("open it with that journal directory, or take it over to do without")),
+            _ => Ok(Free::Yes),
+        }
+    }
+
+    /// Leaves a mark that a volume is read, until [`unmark`](Self::unmark).
+    pub(crate) async fn mark(&self, op: &'static str, volume: VolumeId) -> Result<Mark> {
+        let living = Living::begin(self.shared.ids.uuid());
+        let name = keys::reader(volume, living.owner().instance);
+        let body = serde_json::to_vec(living.owner()).map_err(|error| {
+            Error::new(ErrorKind::Internal, op).with_source(error)
+        })?;
+        self.shared.store.put(op, &name, body.into()).await?;
+        Ok(Mark { name, living })
+    }
+
+    /// Fails with `Busy` while somebody on this host reads the volume. Readers on other hosts
+    /// can't be told from what is left of them.
+    pub(crate) async fn check_unread(
+        &self,
+        op: &'static str,
+        volume: VolumeId,
+        name: &VolumeName,
+    ) -> Result<()> {
+        let store = &self.shared.store;
+        let marks: Vec<_> = store.list(op, &keys::readers(volume), None).try_collect().await?;
+        for mark in marks {
+            let Some(bytes) = store.get(op, &mark.name).await? else {
+                continue;
+            };
+            let mut patience = Patience::new(store.patience().write);
+            while let Ok(owner) = serde_json::from_slice::<Owner>(&bytes) {
+                match owner.life() {
+                    Life::Dead | Life::Elsewhere => break,
+                    Life::Ending => patience.wait(LOOK, || busy_ending(self, op, name)).await?,
+                    Life::Lives => {
+                        return Err(self
+                            .error(ErrorKind::Busy, op, name)
+                            .with("reader", &owner)
+                            .reason("the volume is open")
+                            .help("close it first"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// That a volume is read.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    pub(crate) name: String,
+    living: Living,
+}
+
+enum Free {
+    Yes,
+    /// Its writer is about to end.
+    Soon,
+}
+
+/// The manifest after `newest`, with the same content.
+fn next(log: LogId, newest: Option<Manifest>, base: &Tip, owner: &Owner, phase: Phase) -> Manifest {
+    let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
+    let fences = newest.as_ref().is_some_and(|newest| newest.phase != Phase::Closed);
+    Manifest {
+        log,
+        number,
+        epoch: number,
+        owner: owner.clone(),
+        phase,
+        tip: newest.map_or_else(|| base.clone(), |newest| newest.tip),
+        in_flight: 0,
+        fences,
+        journal: None,
+        pin: None,
+    }
+}
+
+fn busy_ending(ready: &Ready, op: &'static str, name: &VolumeName) -> Error {
+    ready
+        .error(ErrorKind::Busy, op, name)
+        .reason("the volume is being closed, and that does not come to an end")
+        .help("see whether the store can be reached")
+}
+
+/// Waits, but not for ever.
+struct Patience(Instant);
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Patience(Instant::now() + limit)
+    }
+
+    async fn wait(&mut self, pause: Duration, late: impl FnOnce() -> Error) -> Result<()> {
+        if Instant::now() >= self.0 {
+            return Err(late());
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+

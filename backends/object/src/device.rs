@@ -1,0 +1,158 @@
+//! An open volume.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use volmux_core::{
+    Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Result, VolumeId, VolumeName,
+    ZeroOptions,
+};
+
+use crate::claim::Mark;
+use crate::engine::Engine;
+use crate::pool::Ready;
+use crate::uses::Hold;
+
+/// An open volume of an object pool.
+#[derive(Debug)]
+pub(crate) struct ObjectDevice {
+    pub(crate) name: VolumeName,
+    pub(crate) id: VolumeId,
+    pub(crate) ready: Arc<Ready>,
+    pub(crate) hold: Hold,
+    /// The engine for writing; readers take whichever there is.
+    pub(crate) engine: Option<Arc<Engine>>,
+    pub(crate) mark: Option<Mark>,
+}
+
+impl Drop for ObjectDevice {
+    fn drop(&mut self) {
+        if let Some(mark) = self.mark.take() {
+            mark.remove(&self.ready.shared.store);
+        }
+    }
+}
+
+impl ObjectDevice {
+    fn error(&self, kind: ErrorKind, op: &'static str) -> Error {
+        self.ready.error(kind, op, &self.name)
+    }
+
+    fn named(&self, error: Error) -> Error {
+        match error.get("volume") {
+            Some(_) => error,
+            None => error.with("volume", &self.name),
+        }
+    }
+
+    fn check(&self, range: ByteRange, op: &'static str) -> Result<()> {
+        if self.hold.access == Access::ReadWrite && !self.hold.of.is_current(self.hold.epoch) {
+            return Err(self
+                .error(ErrorKind::Fenced, op)
+                .reason("another writer took the volume over"));
+        }
+        range
+            .check_within(self.hold.of.size(), op)
+            .map_err(|error| error.with("pool", &self.ready).with("volume", &self.name))
+    }
+
+    /// The engine to read from, which knows all that was flushed before.
+    async fn reading(&self, op: &'static str) -> Result<Arc<Engine>> {
+        let engine = match &self.engine {
+            Some(engine) => return Ok(engine.clone()),
+            None => self.hold.of.engine(),
+        };
+        let Some(engine) = engine else {
+            return Err(self.error(ErrorKind::Internal, op).reason("the volume has no engine"));
+        };
+        engine.follow(op).await?;
+        Ok(engine)
+    }
+
+    /// The engine to write to.
+    fn writing(&self, op: &'static str) -> Result<&Engine> {
+        self.engine.as_deref().ok_or_else(|| {
+            self.error(ErrorKind::InvalidInput, op)
+                .reason("the volume is open for reading only")
+                .help("open it for writing")
+        })
+    }
+}
+
+#[async_trait]
+impl BlockDevice for ObjectDevice {
+    fn name(&self) -> &VolumeName {
+        &self.name
+    }
+
+    fn size(&self) -> u64 {
+        self.hold.of.size()
+    }
+
+    fn access(&self) -> Access {
+        self.hold.access
+    }
+
+    async fn refresh(&self) -> Result<u64> {
+        let op = "refresh";
+        self.check(ByteRange::new(0, 0), op)?;
+        self.ready.catalog.refresh(op).await?;
+        let entry = self.ready.entry_by_id(op, self.id, &self.name)?;
+        // The size of a volume in use does not fall; it may be that of a shrink elsewhere.
+        self.hold.of.set_size(entry.size);
+        Ok(entry.size)
+    }
+
+    async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let op = "read_at";
+        let range = ByteRange::new(offset, length as u64);
+        self.check(range, op)?;
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        let engine = self.reading(op).await?;
+        engine.read(op, range).await.map_err(|error| self.named(error))
+    }
+
+    async fn write_at(&self, offset: u64, data: Bytes) -> Result<()> {
+        let op = "write_at";
+        self.check(ByteRange::new(offset, data.len() as u64), op)?;
+        let engine = self.writing(op)?;
+        let written = engine.write(op, offset, &data).await;
+        written.map_err(|error| self.named(error))
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let op = "flush";
+        self.check(ByteRange::new(0, 0), op)?;
+        match &self.engine {
+            Some(engine) => engine.flush(op).await.map_err(|error| self.named(error)),
+            None => Ok(()),
+        }
+    }
+
+    async fn discard(&self, range: ByteRange) -> Result<()> {
+        self.zero("discard", range).await
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, _: ZeroOptions) -> Result<()> {
+        self.zero("write_zeroes", range).await
+    }
+
+    async fn extents(&self, range: ByteRange) -> Result<ExtentStream> {
+        let op = "extents";
+        self.check(range, op)?;
+        let engine = self.reading(op).await?;
+        Ok(engine.view().allocated(range))
+    }
+}
+
+impl ObjectDevice {
+    async fn zero(&self, op: &'static str, range: ByteRange) -> Result<()> {
+        self.check(range, op)?;
+        let engine = self.writing(op)?;
+        let zeroed = engine.zero(op, range, self.hold.of.size()).await;
+        zeroed.map_err(|error| self.named(error))
+    }
+}

@@ -1,0 +1,143 @@
+//! The data object that writes are gathered in, and those that are on their way to the store.
+
+use bytes::Bytes;
+
+use crate::data::Header;
+use crate::keys::ObjectKey;
+use crate::map::{ObjectId, Place};
+use crate::seal::{BlockSeal, CONTENT, Damage, Seal};
+
+/// A data object that is being filled.
+#[derive(Debug)]
+pub(crate) struct Building {
+    pub(crate) id: ObjectId,
+    pub(crate) key: ObjectKey,
+    header: Header,
+    /// Whole slots of the seal's stride.
+    slots: Vec<u8>,
+    stride: usize,
+    /// Checksums are made as blocks come in; what is encrypted is kept plain until it is put.
+    checksums: Option<BlockSeal>,
+}
+
+/// No header grows longer: discards take no room among the blocks.
+const MOST_EXTENTS: usize = 1 << 16;
+
+impl Building {
+    /// An empty one with room for `blocks` blocks.
+    pub(crate) fn new(id: ObjectId, key: ObjectKey, seal: &Seal, blocks: usize) -> Self {
+        let stride = seal.stride();
+        Building {
+            id,
+            key,
+            header: Header::default(),
+            slots: Vec::with_capacity(blocks * stride),
+            stride,
+            checksums: seal.key().is_none().then(|| seal.blocks(&key)),
+        }
+    }
+
+    /// Blocks that still fit.
+    pub(crate) fn room(&self) -> usize {
+        if self.header.extents.len() >= MOST_EXTENTS {
+            return 0;
+        }
+        (self.slots.capacity() - self.slots.len()) / self.stride
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.header.extents.is_empty()
+    }
+
+    /// Bytes of memory that it fills.
+    pub(crate) fn bytes(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Adds whole blocks, for which there must be room, and says where the first lies.
+    pub(crate) fn push(&mut self, start: u64, content: &[u8]) -> Result<Place, Damage> {
+        let index = (self.slots.len() / self.stride) as u32;
+        for (i, block) in content.chunks_exact(CONTENT).enumerate() {
+            let at = self.slots.len();
+            self.slots.extend_from_slice(block);
+            self.slots.resize(at + self.stride, 0);
+            self.finish(index + i as u32)?;
+        }
+        self.header.push(start, (content.len() / CONTENT) as u64, false);
+        Ok(Place {
+            object: self.id,
+            index,
+        })
+    }
+
+    /// Notes that blocks became holes.
+    pub(crate) fn push_hole(&mut self, start: u64, blocks: u64) {
+        self.header.push(start, blocks, true);
+    }
+
+    /// Changes a part of a block that is in here.
+    pub(crate) fn change(&mut self, index: u32, within: usize, data: &[u8]) -> Result<(), Damage> {
+        let at = index as usize * self.stride + within;
+        let target = self.slots.get_mut(at..at + data.len());
+        let target = target.ok_or(Damage::Length(at))?;
+        target.copy_from_slice(data);
+        self.finish(index)
+    }
+
+    /// A block's content.
+    pub(crate) fn block(&self, index: u32) -> Option<&[u8]> {
+        let at = index as usize * self.stride;
+        self.slots.get(at..at + CONTENT)
+    }
+
+    fn finish(&mut self, index: u32) -> Result<(), Damage> {
+        let Some(checksums) = &self.checksums else {
+            return Ok(());
+        };
+        let at = index as usize * self.stride;
+        checksums.seal(index, &mut self.slots[at..at + self.stride])
+    }
+
+    /// Takes it apart: what is to be put.
+    pub(crate) fn finished(self) -> (Header, Bytes) {
+        (self.header, Bytes::from(self.slots))
+    }
+}
+
+/// A data object that is complete and on its way to the store. Reads are served from it.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) id: ObjectId,
+    pub(crate) key: ObjectKey,
+    /// The header's envelope and what fills it up.
+    pub(crate) header: [Bytes; 2],
+    /// Slots; not yet encrypted where the pool is.
+    pub(crate) slots: Bytes,
+    pub(crate) stride: usize,
+    /// Length of the whole object.
+    pub(crate) bytes: u32,
+}
+
+impl Sealed {
+    /// A block's content.
+    pub(crate) fn block(&self, index: u32) -> Option<&[u8]> {
+        let at = index as usize * self.stride;
+        self.slots.get(at..at + CONTENT)
+    }
+
+    /// The object in the pieces that are put one after the other.
+    pub(crate) fn pieces(&self, seal: &Seal) -> Result<Vec<Bytes>, Damage> {
+        let mut pieces: Vec<Bytes> = self.header.to_vec();
+        if seal.key().is_none() {
+            pieces.push(self.slots.clone());
+            return Ok(pieces);
+        }
+        let blocks = seal.blocks(&self.key);
+        let mut slots = self.slots.to_vec();
+        for (index, slot) in slots.chunks_exact_mut(self.stride).enumerate() {
+            blocks.seal(index as u32, slot)?;
+        }
+        pieces.push(slots.into());
+        Ok(pieces)
+    }
+}

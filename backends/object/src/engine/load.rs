@@ -1,0 +1,182 @@
+//! Coming by an engine: from a tip, by replaying what came after the map's checkpoint.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
+use volmux_core::{ErrorKind, Result};
+
+use super::commit::{Committed, Progress};
+use super::state::{State, Writer};
+use super::upload::UPLOADS;
+use super::{Engine, Requests, Role};
+use crate::data::{HEADER_GUESS, Header, LAST_BLOCK};
+use crate::envelope::Kind;
+use crate::journal::Journal;
+use crate::keys::{LogId, ObjectKey};
+use crate::manifest::Manifest;
+use crate::map::{ObjectInfo, Place};
+use crate::owner::Living;
+use crate::seal::Seal;
+use crate::shared::Shared;
+use crate::tip::{TailItem, Tip};
+
+/// Headers that are read at once.
+const HEADERS: usize = 32;
+
+/// Which commits a reader follows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Following {
+    pub(crate) log: LogId,
+    /// The manifest that it knows; 0 for none.
+    pub(crate) number: u64,
+}
+
+impl Engine {
+    /// For reading what `tip` says, and, with `following`, what is committed after it.
+    pub(crate) async fn reader(
+        op: &'static str,
+        shared: Arc<Shared>,
+        tip: &Tip,
+        following: Option<Following>,
+    ) -> Result<Arc<Engine>> {
+        let state = replayed(op, &shared, tip).await?;
+        Ok(Arc::new_cyclic(|me| Engine {
+            me: me.clone(),
+            shared,
+            state: Mutex::new(state),
+            following: AsyncMutex::new(following),
+            role: None,
+        }))
+    }
+
+    /// For writing on from a claim that was put.
+    pub(crate) async fn writer(
+        op: &'static str,
+        shared: Arc<Shared>,
+        claim: Manifest,
+        living: Living,
+        journal: Option<Journal>,
+    ) -> Result<Arc<Engine>> {
+        let mut state = replayed(op, &shared, &claim.tip).await?;
+        state.writer = Some(Writer::new(claim.log, claim.epoch, shared.settings.object_blocks));
+        let role = Role {
+            log: claim.log,
+            living,
+            uploads: Semaphore::new(UPLOADS),
+            stored: Notify::new(),
+            wanted: Notify::new(),
+            requests: Mutex::new(Requests::default()),
+            progress: watch::Sender::new(Progress::default()),
+            committed: Mutex::new(Committed::new(claim.number, claim.tip)),
+            checkpointing: AsyncMutex::new(()),
+            journal,
+            pin: claim.pin,
+        };
+        let engine = Arc::new_cyclic(|me| Engine {
+            me: me.clone(),
+            shared,
+            state: Mutex::new(state),
+            following: AsyncMutex::new(Some(Following {
+                log: claim.log,
+                number: 0,
+            })),
+            role: Some(role),
+        });
+        let committing = engine.clone();
+        tokio::spawn(async move { committing.committing().await });
+        Ok(engine)
+    }
+
+    /// Catches up with what others committed; nothing to do for a writer, who knows all there is.
+    pub(crate) async fn follow(&self, op: &'static str) -> Result<()> {
+        if self.is_writer() && !self.has_ended() {
+            return Ok(());
+        }
+        let mut following = self.following.lock().await;
+        let Some(known) = following.as_mut() else {
+            return Ok(());
+        };
+        let newest = self.shared.newest_manifest(op, known.log, known.number).await?;
+        if let Some(newest) = newest {
+            let state = replayed(op, &self.shared, &newest.tip).await?;
+            known.number = newest.number;
+            *self.lock() = state;
+        }
+        Ok(())
+    }
+}
+
+/// The state that a tip describes.
+async fn replayed(op: &'static str, shared: &Shared, tip: &Tip) -> Result<State> {
+    let mut state = State::new(tip);
+    let mut items = stream::iter(&tip.tail)
+        .map(|item| async move {
+            match item {
+                TailItem::Cut(block) => Ok((None, *block)),
+                TailItem::Object { key, bytes } => {
+                    let header = header(op, shared, key, *bytes).await?;
+                    Ok::<_, volmux_core::Error>((Some(header), 0))
+                }
+            }
+        })
+        .buffered(HEADERS);
+    while let Some((header, cut)) = items.try_next().await? {
+        let Some((info, header)) = header else {
+            state.active.insert(cut, LAST_BLOCK - cut.min(LAST_BLOCK), None);
+            continue;
+        };
+        let object = shared.table.intern(&info)?;
+        let mut index = 0;
+        for extent in header.extents {
+            let place = (!extent.hole).then_some(Place { object, index });
+            state.active.insert(extent.start, extent.blocks, place);
+            if !extent.hole {
+                // A header tells of no more blocks than fit, see `Header::decode`.
+                index += extent.blocks as u32;
+            }
+        }
+    }
+    drop(items);
+    Ok(state)
+}
+
+/// A data object's header.
+pub(crate) async fn header(
+    op: &'static str,
+    shared: &Shared,
+    key: &ObjectKey,
+    bytes: u32,
+) -> Result<(ObjectInfo, Header)> {
+    let name = key.to_string();
+    let damaged = |damage| shared.damaged(op, &name, damage);
+    let get = |length: u64| async {
+        let got = shared.store.get_range(op, &name, 0..length).await?;
+        got.ok_or_else(|| shared.missing(op, &name))
+    };
+    let total = u64::from(bytes);
+    let mut start: Bytes = get(total.min(HEADER_GUESS)).await?;
+    let length = Seal::envelope_length(&start).map_err(damaged)?;
+    if length > start.len() {
+        start = get((length as u64).min(total)).await?;
+    }
+    let envelope = start.get(..length).unwrap_or_default();
+    let body = shared.seal.unwrap(Kind::DataHeader, &name, envelope).map_err(damaged)?;
+    let header = Header::decode(&body).map_err(|m| shared.malformed(op, &name, m))?;
+    let stride = shared.seal.stride();
+    let strides = length.div_ceil(stride);
+    if (strides as u64 + header.stored()) * stride as u64 != total {
+        return Err(shared
+            .store
+            .error(ErrorKind::Corrupt, op, &name)
+            .reason("the object has another length than its header tells")
+            .help("run `volmux pool scrub`, then restore what it names from a backup"));
+    }
+    let info = ObjectInfo {
+        key: *key,
+        start: u16::try_from(strides).unwrap_or(u16::MAX),
+        framed: false,
+    };
+    Ok((info, header))
+}

@@ -1,0 +1,368 @@
+//! Reading: from what is on its way to the store, from the cache, and from the store.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use volmux_core::{Buffer, ByteRange, Error, ErrorKind, Result};
+
+use super::Engine;
+use super::state::ZEROS;
+use crate::cache::{BlockKey, Fetch, Lead};
+use crate::map::{self, ObjectId, Place, Run};
+use crate::seal::CONTENT;
+use crate::tip::{BLOCK, Root};
+
+/// GETs of one read that are under way at once.
+const GETS: usize = 8;
+
+/// Blocks in one GET at most.
+const GET_BLOCKS: u32 = 1024;
+
+/// Blocks between two that are wanted, which are read with them rather than making two GETs.
+const GAP: u32 = 8;
+
+/// Longer reads leave the cache as it is: who reads so much at once reads it once.
+const CACHED: usize = 256 << 10;
+
+/// Blocks that were looked at, in the order in which they are wanted.
+type Wanted = Vec<(u64, Place)>;
+
+impl Engine {
+    /// Reads a range that lies within the volume.
+    pub(crate) async fn read(&self, op: &'static str, range: ByteRange) -> Result<Bytes> {
+        if range.offset % BLOCK == 0 && range.length == BLOCK {
+            return self.read_block(op, range.offset / BLOCK).await;
+        }
+        let mut buffer = Buffer::new(range.length as usize).map_err(|error| {
+            Error::new(ErrorKind::InvalidInput, op)
+                .with("length", range.length)
+                .reason("this is too much for one read")
+                .with_source(error)
+        })?;
+        let first = range.offset / BLOCK;
+        let end = range.end().div_ceil(BLOCK);
+        let mut out = Out {
+            range,
+            bytes: buffer.room(),
+        };
+        let mut stored: Vec<Run> = Vec::new();
+        let (root, unknown) = self.collect(first..end, &mut out, &mut stored);
+        for blocks in unknown {
+            let runs = self.checkpointed_runs(op, root, blocks).await?;
+            stored.extend(runs.into_iter().filter(|run| run.place.is_some()));
+        }
+        self.fetch_runs(op, &stored, &mut out).await?;
+        Ok(buffer.into_bytes())
+    }
+
+    async fn read_block(&self, op: &'static str, block: u64) -> Result<Bytes> {
+        let (root, place) = {
+            let state = self.lock();
+            let place = state.overlaid(block);
+            if let (Some(Some(place)), Some(writer)) = (place, &state.writer)
+                && let Some(content) = writer.block(place)
+            {
+                return Ok(Bytes::copy_from_slice(content));
+            }
+            (state.root, place)
+        };
+        let place = match place {
+            Some(place) => place,
+            None => match self.checkpointed_now(root, block) {
+                Some(place) => place,
+                None => self.checkpointed(op, root, block).await?,
+            },
+        };
+        match place {
+            Some(place) => self.fetch_block(op, place).await,
+            None => Ok(ZEROS),
+        }
+    }
+
+    /// Copies what is in memory, adds what is stored to `stored`, and returns for which blocks the
+    /// checkpoint, which is returned too, has to be asked. Holes need nothing: `out` is zeros.
+    fn collect(
+        &self,
+        blocks: Range<u64>,
+        out: &mut Out<'_>,
+        stored: &mut Vec<Run>,
+    ) -> (Root, Vec<Range<u64>>) {
+        let state = self.lock();
+        let mut unknown = Vec::new();
+        let mut known = |run: Run| {
+            let Some(place) = run.place else { return };
+            let in_memory = state.writer.as_ref().filter(|w| w.block(place).is_some());
+            match in_memory {
+                Some(writer) => {
+                    for i in 0..run.blocks {
+                        if let Some(content) = writer.block(place.plus(i)) {
+                            out.put(run.start + i, content);
+                        }
+                    }
+                }
+                None => stored.push(run),
+            }
+        };
+        for span in state.active.cover(blocks.start, blocks.end) {
+            if let Some(place) = span.found {
+                known(Run {
+                    start: span.start,
+                    blocks: span.blocks,
+                    place,
+                });
+                continue;
+            }
+            let gap = span.start..span.end();
+            match &state.frozen {
+                None => unknown.push(gap),
+                Some(frozen) => {
+                    for span in frozen.overlay.cover(gap.start, gap.end) {
+                        match span.found {
+                            None => unknown.push(span.start..span.end()),
+                            Some(place) => known(Run {
+                                start: span.start,
+                                blocks: span.blocks,
+                                place,
+                            }),
+                        }
+                    }
+                }
+            }
+        }
+        (state.root, unknown)
+    }
+
+    /// Where a block lies by the checkpoint, if the pages that tell are in memory.
+    pub(super) fn checkpointed_now(&self, root: Root, block: u64) -> Option<Option<Place>> {
+        let shared = &*self.shared;
+        let runs = map::lookup_cached(shared, &shared.table, &root, block..block + 1)?;
+        Some(runs.first().and_then(|run| run.place))
+    }
+
+    /// Where a block lies by the checkpoint.
+    pub(super) async fn checkpointed(
+        &self,
+        op: &'static str,
+        root: Root,
+        block: u64,
+    ) -> Result<Option<Place>> {
+        let runs = self.checkpointed_runs(op, root, block..block + 1).await?;
+        Ok(runs.first().and_then(|run| run.place))
+    }
+
+    async fn checkpointed_runs(
+        &self,
+        op: &'static str,
+        root: Root,
+        blocks: Range<u64>,
+    ) -> Result<Vec<Run>> {
+        let shared = &*self.shared;
+        match map::lookup_cached(shared, &shared.table, &root, blocks.clone()) {
+            Some(runs) => Ok(runs),
+            None => map::lookup(shared, &shared.table, &root, blocks)
+                .await
+                .map_err(|error| error.with("for", op)),
+        }
+    }
+
+    /// One block that is in the store.
+    pub(super) async fn fetch_block(&self, op: &'static str, place: Place) -> Result<Bytes> {
+        loop {
+            let lead = match self.shared.cache.fetch(place.object.number(), place.index) {
+                Fetch::Found(content) => return Ok(content),
+                Fetch::Follow(follow) => match follow.wait().await {
+                    Some(outcome) => return outcome,
+                    None => continue,
+                },
+                Fetch::Lead(lead) => lead,
+            };
+            let got = self.get_blocks(op, place.object, place.index..place.index + 1).await;
+            let content = got.and_then(|slots| slots.content(self, op, place.index));
+            return match content {
+                Ok(content) => {
+                    let cache = &self.shared.cache;
+                    let kept = cache.put_block(place.object.number(), place.index, &content);
+                    lead.land(kept);
+                    Ok(content)
+                }
+                Err(error) => {
+                    lead.fail(&error);
+                    Err(error)
+                }
+            };
+        }
+    }
+
+    /// Blocks that are in the store, into `out`.
+    async fn fetch_runs(&self, op: &'static str, runs: &[Run], out: &mut Out<'_>) -> Result<()> {
+        let mut again: Wanted = Vec::new();
+        for run in runs {
+            let Some(place) = run.place else { continue };
+            again.extend((0..run.blocks).map(|i| (run.start + i, place.plus(i))));
+        }
+        while !again.is_empty() {
+            let wanted = std::mem::take(&mut again);
+            let (mut load, mut leads, mut follows) = (Vec::new(), Vec::new(), Vec::new());
+            for (block, place) in wanted {
+                match self.shared.cache.fetch(place.object.number(), place.index) {
+                    Fetch::Found(content) => out.put(block, &content),
+                    Fetch::Follow(follow) => follows.push((block, place, follow)),
+                    Fetch::Lead(lead) => {
+                        load.push((block, place));
+                        leads.push(lead);
+                    }
+                }
+            }
+            self.load(op, load, leads, out).await?;
+            for (block, place, follow) in follows {
+                match follow.wait().await {
+                    Some(content) => out.put(block, &content?),
+                    None => again.push((block, place)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gets blocks from the store in as few GETs as make sense.
+    async fn load(
+        &self,
+        op: &'static str,
+        mut wanted: Wanted,
+        leads: Vec<Lead<BlockKey, Bytes>>,
+        out: &mut Out<'_>,
+    ) -> Result<()> {
+        let keep = out.bytes.len() <= CACHED;
+        wanted.sort_unstable_by_key(|(_, place)| *place);
+        let mut gets = stream::iter(groups(&wanted))
+            .map(|group| async {
+                let (object, blocks) = spanned(group);
+                let got = self.get_blocks(op, object, blocks).await;
+                got.map(|slots| (group, slots))
+            })
+            .buffer_unordered(GETS);
+        let mut content = [0; CONTENT];
+        let done = async {
+            while let Some((group, slots)) = gets.try_next().await? {
+                for (block, place) in group {
+                    slots.open(self, op, place.index, &mut content)?;
+                    if keep {
+                        let number = place.object.number();
+                        self.shared.cache.put_blocks(number, place.index, &content);
+                    }
+                    out.put(*block, &content);
+                }
+            }
+            Ok(())
+        };
+        let result: Result<()> = done.await;
+        for lead in leads {
+            match &result {
+                Err(error) => lead.fail(error),
+                // Whoever follows finds it in the cache, or loads it again.
+                Ok(()) => drop(lead),
+            }
+        }
+        result
+    }
+
+    /// Some blocks of one object as they are stored.
+    async fn get_blocks(
+        &self,
+        op: &'static str,
+        object: ObjectId,
+        blocks: Range<u32>,
+    ) -> Result<Slots> {
+        let shared = &self.shared;
+        let Some(info) = shared.table.info(object) else {
+            return Err(Error::new(ErrorKind::Internal, op).reason("an object has no name"));
+        };
+        let stride = shared.seal.stride() as u64;
+        let at = |index: u32| (u64::from(info.start) + u64::from(index)) * stride;
+        let name = info.key.to_string();
+        let bytes = shared
+            .store
+            .get_range(op, &name, at(blocks.start)..at(blocks.end))
+            .await?;
+        let bytes = bytes.ok_or_else(|| shared.missing(op, &name))?;
+        Ok(Slots {
+            name,
+            seal: shared.seal.blocks(&info.key),
+            first: blocks.start,
+            stride: stride as usize,
+            bytes,
+        })
+    }
+}
+
+/// Blocks of one object as they are stored.
+struct Slots {
+    name: String,
+    seal: crate::seal::BlockSeal,
+    first: u32,
+    stride: usize,
+    bytes: Bytes,
+}
+
+impl Slots {
+    /// Verifies one block and puts its content into `out`.
+    fn open(&self, engine: &Engine, op: &'static str, index: u32, out: &mut [u8]) -> Result<()> {
+        let at = (index - self.first) as usize * self.stride;
+        let slot = self.bytes.get(at..at + self.stride).unwrap_or_default();
+        self.seal
+            .open(index, slot, out)
+            .map_err(|damage| engine.damaged(op, &self.name, damage).with("block", index))
+    }
+
+    fn content(&self, engine: &Engine, op: &'static str, index: u32) -> Result<Bytes> {
+        let mut content = vec![0; CONTENT];
+        self.open(engine, op, index, &mut content)?;
+        Ok(content.into())
+    }
+}
+
+/// What a read fills.
+struct Out<'a> {
+    range: ByteRange,
+    bytes: &'a mut [u8],
+}
+
+impl Out<'_> {
+    /// The part of a block that is wanted.
+    fn put(&mut self, block: u64, content: &[u8]) {
+        let start = block * BLOCK;
+        let from = start.max(self.range.offset);
+        let to = (start + BLOCK).min(self.range.end());
+        let target = (from - self.range.offset) as usize..(to - self.range.offset) as usize;
+        self.bytes[target].copy_from_slice(&content[(from - start) as usize..(to - start) as usize]);
+    }
+}
+
+/// Puts blocks that lie together, in the order of their places, into one group.
+fn groups(wanted: &[(u64, Place)]) -> impl Iterator<Item = &[(u64, Place)]> {
+    let mut first = 0;
+    wanted
+        .iter()
+        .enumerate()
+        .filter_map(move |(at, (_, place))| {
+            let start = wanted[first].1;
+            let next = wanted.get(at + 1).map(|(_, next)| *next);
+            let goes_on = next.is_some_and(|next| {
+                next.object == place.object
+                    && next.index - place.index <= GAP
+                    && next.index - start.index < GET_BLOCKS
+            });
+            if goes_on {
+                return None;
+            }
+            let group = &wanted[first..=at];
+            first = at + 1;
+            Some(group)
+        })
+}
+
+fn spanned(group: &[(u64, Place)]) -> (ObjectId, Range<u32>) {
+    let (first, last) = (group[0].1, group[group.len() - 1].1);
+    (first.object, first.index..last.index + 1)
+}

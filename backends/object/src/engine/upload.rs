@@ -1,0 +1,75 @@
+//! Uploading: what was sealed goes to the store, some objects at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::PutPayload;
+
+use super::building::Sealed;
+use super::{Engine, Role, Trouble};
+
+/// Objects of one volume that are uploaded at once.
+pub(super) const UPLOADS: usize = 4;
+
+/// Between two goes at an upload that failed in spite of the store's own repeats.
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Begins to upload an object. It is repeated until it succeeds, the volume is fenced, or the
+    /// engine ends: what it holds was taken over from a caller.
+    pub(super) fn upload(&self, sealed: Arc<Sealed>) {
+        if let Some(engine) = self.me.upgrade() {
+            tokio::spawn(async move { engine.upload_until_stored(&sealed).await });
+        }
+    }
+
+    async fn upload_until_stored(&self, sealed: &Sealed) {
+        let Some(role) = &self.role else {
+            return;
+        };
+        let Ok(permit) = role.uploads.acquire().await else {
+            return;
+        };
+        while !role.is_over() {
+            match self.put(sealed).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "an upload failed and is repeated");
+                    role.requests().trouble = Some(Trouble::new(error));
+                    role.stored.notify_waiters();
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        drop(permit);
+        if role.is_over() {
+            return;
+        }
+        if let Some(writer) = &mut self.lock().writer {
+            writer.pending.remove(&sealed.id);
+            writer.pending_bytes -= sealed.slots.len();
+            writer.unstored.remove(&sealed.key.seq);
+        }
+        role.requests().trouble = None;
+        role.stored.notify_waiters();
+        role.wanted.notify_one();
+    }
+
+    async fn put(&self, sealed: &Sealed) -> volmux_core::Result<()> {
+        let op = "upload";
+        let name = sealed.key.to_string();
+        let pieces = sealed
+            .pieces(&self.shared.seal)
+            .map_err(|damage| self.damaged(op, &name, damage))?;
+        let payload: PutPayload = pieces.into_iter().collect();
+        self.shared.store.put(op, &name, payload).await
+    }
+}
+
+impl Role {
+    /// Whether nothing may or need be put any more.
+    pub(super) fn is_over(&self) -> bool {
+        let requests = self.requests();
+        requests.fenced || requests.given_up
+    }
+}

@@ -1,0 +1,154 @@
+//! Opening volumes, and looking at their extents.
+
+use std::sync::Arc;
+
+use volmux_core::{
+    Access, BlockDevice, ByteRange, ErrorKind, ExtentKind, ExtentQuery, ExtentStream, OpenOptions,
+    Result, VolumeName,
+};
+
+use crate::catalog::Entry;
+use crate::claim::{Claim, Mark};
+use crate::device::ObjectDevice;
+use crate::engine::{Engine, Following};
+use crate::owner::Living;
+use crate::pool::Ready;
+use crate::uses::{Use, Uses};
+
+impl Ready {
+    /// Opens a volume.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        op: &'static str,
+        name: &VolumeName,
+        options: OpenOptions,
+    ) -> Result<Arc<dyn BlockDevice>> {
+        self.catalog.refresh(op).await?;
+        let entry = self.entry(op, name)?;
+        let of = self.uses.of(entry.id);
+        let _turn = of.turn.lock().await;
+        let (engine, mark) = match options.access {
+            Access::ReadWrite => (Some(self.open_writer(op, &entry, &of, options).await?), None),
+            Access::ReadOnly => {
+                let mark = self.reader_mark(op, &entry).await?;
+                if of.engine().is_none() {
+                    of.set_engine(Some(self.open_reader(op, &entry).await?));
+                }
+                (None, mark)
+            }
+        };
+        // As it is by now.
+        of.set_size(self.entry_by_id(op, entry.id, name)?.size);
+        Ok(Arc::new(ObjectDevice {
+            name: name.clone(),
+            id: entry.id,
+            ready: self.clone(),
+            hold: of.enter(options.access),
+            engine,
+            mark,
+        }))
+    }
+
+    async fn open_writer(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+        of: &Arc<Use>,
+        options: OpenOptions,
+    ) -> Result<Arc<Engine>> {
+        if of.is_written() && !options.take_over {
+            return Err(self
+                .error(ErrorKind::Busy, op, &entry.name)
+                .reason("the volume is open for writing")
+                .help("close it there, or take it over"));
+        }
+        if of.is_written()
+            && let Some(engine) = of.fence()
+        {
+            engine.fence();
+        }
+        if let Some(engine) = of.engine().filter(|engine| engine.is_writer()) {
+            engine.ended().await;
+        }
+        let living = Living::begin(self.shared.ids.uuid());
+        let claim = Claim {
+            living: &living,
+            take_over: options.take_over,
+            journal: None,
+        };
+        let (_, manifest, _) = self.claim(op, entry.id, &entry.name, claim).await?;
+        let engine = Engine::writer(op, self.shared.clone(), manifest, living, None).await?;
+        of.set_engine(Some(engine.clone()));
+        Ok(engine)
+    }
+
+    async fn open_reader(&self, op: &'static str, entry: &Entry) -> Result<Arc<Engine>> {
+        let (number, tip) = self.committed_tip(op, entry).await?;
+        let following = entry.log.map(|log| Following { log, number });
+        Engine::reader(op, self.shared.clone(), &tip, following).await
+    }
+
+    /// Others see by it that the volume is in use. Who may only read the store goes without.
+    async fn reader_mark(&self, op: &'static str, entry: &Entry) -> Result<Option<Mark>> {
+        if self.config.read_only {
+            return Ok(None);
+        }
+        match self.mark(op, entry.id).await {
+            Ok(mark) => Ok(Some(mark)),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An open volume that the pool does not know of, for work of its own.
+    pub(crate) fn bare_device(self: &Arc<Self>, entry: &Entry, engine: Arc<Engine>) -> ObjectDevice {
+        let of = Uses::default().of(entry.id);
+        of.set_size(entry.size);
+        let writes = engine.is_writer();
+        of.set_engine(Some(engine.clone()));
+        let access = if writes { Access::ReadWrite } else { Access::ReadOnly };
+        ObjectDevice {
+            name: entry.name.clone(),
+            id: entry.id,
+            ready: self.clone(),
+            hold: of.enter(access),
+            engine: writes.then_some(engine),
+            mark: None,
+        }
+    }
+
+    /// The extents of a volume.
+    pub(crate) async fn extents(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        query: ExtentQuery,
+    ) -> Result<ExtentStream> {
+        self.catalog.refresh(op).await?;
+        let entry = self.entry(op, name)?;
+        let range = query.range.unwrap_or(ByteRange::new(0, entry.size));
+        range
+            .check_within(entry.size, op)
+            .map_err(|error| error.with("pool", self).with("volume", name))?;
+        let engine = self.content(op, &entry).await?;
+        match &query.kind {
+            ExtentKind::Allocated => Ok(engine.view().allocated(range)),
+            ExtentKind::ChangedSince(other) => {
+                let other = self.entry(op, other)?;
+                let since = self.content(op, &other).await?;
+                Ok(engine.view().changed(since.view(), range))
+            }
+        }
+    }
+
+    /// An engine that knows what a volume holds now.
+    async fn content(&self, op: &'static str, entry: &Entry) -> Result<Arc<Engine>> {
+        match self.uses.of(entry.id).engine() {
+            Some(engine) => {
+                engine.follow(op).await?;
+                Ok(engine)
+            }
+            None => self.open_reader(op, entry).await,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What all volumes of an open pool share.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use volmux_core::{ErrorKind, Result};
+
+use crate::cache::Cache;
+use crate::codec::Malformed;
+use crate::envelope::Kind;
+use crate::ids::Ids;
+use crate::keys::{self, LogId, Named};
+use crate::manifest::Manifest;
+use crate::map::{ObjectTable, Page};
+use crate::seal::{Damage, Seal};
+use crate::store::Store;
+
+/// How volumes are read and written.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Blocks in a data object.
+    pub(crate) object_blocks: usize,
+    /// Bytes that a volume may hold in memory before they are in the store.
+    pub(crate) pending: usize,
+    /// Changes in memory, in map entries, that make a checkpoint due.
+    pub(crate) overlay: usize,
+    /// Objects in the tail that make a checkpoint due.
+    pub(crate) tail: usize,
+}
+
+/// What all volumes of an open pool share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) seal: Seal,
+    pub(crate) table: ObjectTable,
+    pub(crate) cache: Cache<Page>,
+    pub(crate) ids: Arc<Ids>,
+    pub(crate) settings: Settings,
+}
+
+impl Shared {
+    /// Puts a body into its envelope.
+    pub(crate) fn wrap(
+        &self,
+        op: &'static str,
+        kind: Kind,
+        name: &str,
+        body: &[u8],
+    ) -> Result<Bytes> {
+        self.seal
+            .wrap(kind, name, body, self.ids.nonce())
+            .map_err(|damage| self.store.damaged(op, name, damage))
+    }
+
+    /// A manifest as it is put.
+    pub(crate) fn wrap_manifest(&self, op: &'static str, manifest: &Manifest) -> Result<(String, Bytes)> {
+        let name = keys::manifest(manifest.log, manifest.number);
+        let body = manifest.encode().map_err(|m| self.malformed(op, &name, m))?;
+        let envelope = self.wrap(op, Kind::Manifest, &name, &body)?;
+        Ok((name, envelope))
+    }
+
+    /// One manifest; none where it is not there.
+    pub(crate) async fn manifest(
+        &self,
+        op: &'static str,
+        log: LogId,
+        number: u64,
+    ) -> Result<Option<Manifest>> {
+        let name = keys::manifest(log, number);
+        let Some(bytes) = self.store.get(op, &name).await? else {
+            return Ok(None);
+        };
+        let body = self
+            .seal
+            .unwrap(Kind::Manifest, &name, &bytes)
+            .map_err(|damage| self.store.damaged(op, &name, damage))?;
+        let manifest =
+            Manifest::decode(log, number, &body).map_err(|m| self.malformed(op, &name, m))?;
+        Ok(Some(manifest))
+    }
+
+    /// The newest manifest of a log that has a number above `after`.
+    pub(crate) async fn newest_manifest(
+        &self,
+        op: &'static str,
+        log: LogId,
+        after: u64,
+    ) -> Result<Option<Manifest>> {
+        let below = keys::manifests(log);
+        loop {
+            let start = (after > 0).then(|| keys::manifest(log, after));
+            let mut newest = None;
+            let mut listed = self.store.list(op, &below, start.as_deref());
+            while let Some(object) = listed.try_next().await? {
+                if let Ok(Named::Manifest(_, number)) = object.name.parse() {
+                    newest = newest.max(Some(number).filter(|n| *n > after));
+                }
+            }
+            let Some(number) = newest else {
+                return Ok(None);
+            };
+            // A manifest that is gone by now was replaced by a newer one.
+            if let Some(manifest) = self.manifest(op, log, number).await? {
+                return Ok(Some(manifest));
+            }
+        }
+    }
+
+    /// The error for an object that can't be understood.
+    pub(crate) fn malformed(
+        &self,
+        op: &'static str,
+        name: &str,
+        malformed: Malformed,
+    ) -> volmux_core::Error {
+        self.store
+            .error(ErrorKind::Corrupt, op, name)
+            .reason(malformed)
+            .help("the object is damaged: run `volmux pool scrub`, and restore it from a backup")
+    }
+
+    /// The error for an object that is gone.
+    pub(crate) fn missing(&self, op: &'static str, name: &str) -> volmux_core::Error {
+        self.store
+            .error(ErrorKind::Corrupt, op, name)
+            .reason("the object is not there")
+            .help("run `volmux pool scrub`, then restore what it names from a backup")
+    }
+
+    /// The error for an object that is not what was put.
+    pub(crate) fn damaged(&self, op: &'static str, name: &str, damage: Damage) -> volmux_core::Error {
+        self.store.damaged(op, name, damage)
+    }
+}
