@@ -5,12 +5,14 @@
 
 pub use volmux_core::*;
 pub use volmux_nfs as nfs;
+pub use volmux_object as object;
 
 /// A registry of every backend in this build.
 pub fn registry() -> Registry {
     Registry::new()
         .with(memory::MemoryBackend)
         .with(nfs::DirBackend)
+        .with(object::ObjectBackend)
 }
 
 /// Runs the examples of the README as tests.

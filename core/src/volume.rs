@@ -97,6 +97,11 @@ impl From<VolumeName> for String {
 pub struct VolumeId(Uuid);
 
 impl VolumeId {
+    /// With these bits.
+    pub const fn from_u128(bits: u128) -> Self {
+        VolumeId(Uuid::from_u128(bits))
+    }
+
     /// A new random id.
     pub fn random() -> Self {
         VolumeId(Uuid::new_v4())

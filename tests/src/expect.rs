@@ -60,6 +60,17 @@ impl Expect {
         second_handle: false,
     };
 
+    /// A pool in an object store.
+    pub const OBJECT: Expect = Expect {
+        capabilities: Capabilities {
+            thick: Support::None,
+            shared_writers: Support::None,
+            ..Expect::MEMORY.capabilities
+        },
+        second_handle: true,
+        ..Expect::MEMORY
+    };
+
     /// A directory pool on a file system that can share blocks between files.
     pub const DIR_REFLINK: Expect = Expect {
         capabilities: all_native(),

@@ -25,6 +25,7 @@ pub mod crash;
 mod ctx;
 mod expect;
 mod fixture;
+mod object;
 mod run;
 pub mod scratch;
 mod table;
@@ -33,6 +34,7 @@ pub use content::{pattern, read_all};
 pub use ctx::{Ctx, State, checked_name};
 pub use expect::Expect;
 pub use fixture::{DirStorage, Fixture, MemoryStorage, PoolSettings, Storage};
+pub use object::ObjectStorage;
 pub use run::run_case;
 pub use table::{CASES, CLAUSES, Case};
 

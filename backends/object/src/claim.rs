@@ -18,7 +18,7 @@ use crate::keys::{self, LogId};
 use crate::manifest::{JournalMark, Manifest, Phase};
 use crate::owner::{Life, Living, Owner};
 use crate::pool::Ready;
-use crate::store::Put;
+use crate::store::{Put, Store};
 use crate::tip::Tip;
 
 /// Between two looks at a writer that is about to end.
@@ -116,6 +116,22 @@ impl Ready {
         }
     }
 
+    /// Begins a log that no volume has yet, to copy into it what `pin` holds.
+    pub(crate) async fn claim_new(
+        &self,
+        op: &'static str,
+        log: LogId,
+        owner: &Owner,
+        pin: &Tip,
+    ) -> Result<Option<Manifest>> {
+        let newest = self.shared.newest_manifest(op, log, 0).await?;
+        let manifest = Manifest {
+            pin: Some(pin.clone()),
+            ..next(log, newest, &Tip::EMPTY, owner, Phase::Open)
+        };
+        Ok(self.put(op, &manifest).await?.then_some(manifest))
+    }
+
     /// What a volume holds now, as far as it is committed.
     pub(crate) async fn committed_tip(&self, op: &'static str, entry: &Entry) -> Result<(u64, Tip)> {
         if let Some(log) = entry.log
@@ -169,7 +185,7 @@ impl Ready {
         }
     }
 
-    /// Leaves a mark that a volume is read, until [`unmark`](Self::unmark).
+    /// Leaves a mark that a volume is read, as long as the mark lives.
     pub(crate) async fn mark(&self, op: &'static str, volume: VolumeId) -> Result<Mark> {
         let living = Living::begin(self.shared.ids.uuid());
         let name = keys::reader(volume, living.owner().instance);
@@ -177,7 +193,12 @@ impl Ready {
             Error::new(ErrorKind::Internal, op).with_source(error)
         })?;
         self.shared.store.put(op, &name, body.into()).await?;
-        Ok(Mark { name, living })
+        let store = self.shared.store.clone();
+        Ok(Mark {
+            name,
+            _living: living,
+            store,
+        })
     }
 
     /// Fails with `Busy` while somebody on this host reads the volume. Readers on other hosts
@@ -194,19 +215,13 @@ impl Ready {
             let Some(bytes) = store.get(op, &mark.name).await? else {
                 continue;
             };
-            let mut patience = Patience::new(store.patience().write);
-            while let Ok(owner) = serde_json::from_slice::<Owner>(&bytes) {
-                match owner.life() {
-                    Life::Dead | Life::Elsewhere => break,
-                    Life::Ending => patience.wait(LOOK, || busy_ending(self, op, name)).await?,
-                    Life::Lives => {
-                        return Err(self
-                            .error(ErrorKind::Busy, op, name)
-                            .with("reader", &owner)
-                            .reason("the volume is open")
-                            .help("close it first"));
-                    }
-                }
+            let owner = serde_json::from_slice::<Owner>(&bytes).ok();
+            if let Some(owner) = owner.filter(|owner| owner.life() == Life::Lives) {
+                return Err(self
+                    .error(ErrorKind::Busy, op, name)
+                    .with("reader", &owner)
+                    .reason("the volume is open")
+                    .help("close it first"));
             }
         }
         Ok(())
@@ -216,8 +231,19 @@ impl Ready {
 /// That a volume is read.
 #[derive(Debug)]
 pub(crate) struct Mark {
-    pub(crate) name: String,
-    living: Living,
+    name: String,
+    _living: Living,
+    store: Store,
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        // It counts no more once nobody lives behind it; where it can't be deleted, it is collected.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (name, store) = (std::mem::take(&mut self.name), self.store.clone());
+            runtime.spawn(async move { store.delete("close", vec![name]).await });
+        }
+    }
 }
 
 enum Free {

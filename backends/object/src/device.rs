@@ -23,15 +23,8 @@ pub(crate) struct ObjectDevice {
     pub(crate) hold: Hold,
     /// The engine for writing; readers take whichever there is.
     pub(crate) engine: Option<Arc<Engine>>,
-    pub(crate) mark: Option<Mark>,
-}
-
-impl Drop for ObjectDevice {
-    fn drop(&mut self) {
-        if let Some(mark) = self.mark.take() {
-            mark.remove(&self.ready.shared.store);
-        }
-    }
+    /// Shows others that the volume is read, as long as it is.
+    pub(crate) _mark: Option<Mark>,
 }
 
 impl ObjectDevice {

@@ -19,6 +19,16 @@ impl Ids {
         Ids(Some(Mutex::new(seed)))
     }
 
+    /// Twelve bytes, for a nonce.
+    pub fn nonce(&self) -> [u8; 12] {
+        let mut nonce = [0; 12];
+        // Six bits of a random UUID are not random: these bytes are.
+        let (a, b) = (self.uuid(), self.uuid());
+        nonce[..6].copy_from_slice(&a.as_bytes()[..6]);
+        nonce[6..].copy_from_slice(&b.as_bytes()[..6]);
+        nonce
+    }
+
     /// A new one.
     pub fn uuid(&self) -> Uuid {
         match &self.0 {

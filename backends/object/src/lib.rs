@@ -1,12 +1,40 @@
 //! Pools in object stores.
 
+mod audit;
+mod backend;
 mod cache;
 mod catalog;
+mod claim;
 mod codec;
+mod config;
+mod connect;
+mod data;
+mod device;
+mod engine;
 mod envelope;
 mod fault;
+mod format;
 mod ids;
+mod journal;
 mod keys;
+mod lifecycle;
+mod local;
+mod manifest;
+mod map;
+mod open;
+mod owner;
+mod pool;
+mod probe;
 mod seal;
+mod secret;
+mod setting;
+mod shared;
+mod space;
 mod store;
 mod tip;
+mod uses;
+mod walk;
+
+pub use backend::ObjectBackend;
+pub use config::{Compression, Encryption, Flush, Location, ObjectConfig};
+pub use pool::ObjectPool;

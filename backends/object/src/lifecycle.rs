@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use volmux_core::{
-    ByteSize, Control, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, Volume,
+    ByteSize, Control, ErrorKind, Origin, OriginKind, Provisioning, Result, Volume,
     VolumeId, VolumeName, transfer,
 };
 
 use crate::catalog::{Change, Entry};
-use crate::claim::Claim;
-use crate::data::Header;
 use crate::engine::Engine;
-use crate::keys::{LogId, ObjectKey};
+use crate::keys::LogId;
 use crate::owner::Living;
 use crate::pool::Ready;
 use crate::tip::{BLOCK, TailItem, Tip};
@@ -318,7 +316,8 @@ impl Ready {
             let tip = self.tip_of(op, parent).await?;
             let living = Living::begin(self.shared.ids.uuid());
             let manifest = self.claim_new(op, log, living.owner(), &tip).await?;
-            if self.catalog.refresh(op).await? == head {
+            let still = self.catalog.refresh(op).await? == head;
+            if let Some(manifest) = manifest.filter(|_| still) {
                 let target = Engine::writer(op, self.shared.clone(), manifest, living, None).await?;
                 break (tip, target);
             }
@@ -481,7 +480,7 @@ impl Ready {
     }
 
     fn new_id(&self) -> VolumeId {
-        VolumeId::from_uuid(self.shared.ids.uuid())
+        VolumeId::from_u128(self.shared.ids.uuid().as_u128())
     }
 }
 

@@ -45,7 +45,7 @@ impl Ready {
             ready: self.clone(),
             hold: of.enter(options.access),
             engine,
-            mark,
+            _mark: mark,
         }))
     }
 
@@ -113,7 +113,7 @@ impl Ready {
             ready: self.clone(),
             hold: of.enter(access),
             engine: writes.then_some(engine),
-            mark: None,
+            _mark: None,
         }
     }
 

@@ -1,36 +1,44 @@
 //! The pool.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::ObjectStore;
+use object_store::path::Path;
 use tokio::sync::{Mutex, OnceCell};
 use volmux_core::{
-    AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize, Capabilities,
-    CloneOptions, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery, ExtentStream, Holder,
-    OpenOptions, OriginKind, Pool, Pressure, ResizeOptions, Result, RevertOptions, SnapshotOptions,
+    Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize, Capabilities,
+    CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery, ExtentStream, Holder,
+    OpenOptions, OriginKind, Pool, Pressure, Provisioning, ResizeOptions, Result, RevertOptions, Sharing, SnapshotOptions,
     SpaceRequest, Support, ThinPolicy, Usage, Volume, VolumeId, VolumeName,
 };
 
 use crate::cache::Cache;
 use crate::catalog::{Catalog, Entry};
 use crate::config::ObjectConfig;
-use crate::format;
+use crate::connect::{self, Connected};
 use crate::ids::Ids;
 use crate::map::ObjectTable;
 use crate::owner::Living;
+use crate::{format, probe};
 use crate::shared::{Settings, Shared};
-use crate::store::Store;
+use crate::space::Space;
+use crate::store::{Patience, Store};
 use crate::uses::Uses;
+
+const SECTOR: u64 = 512;
+const LARGEST: u64 = i64::MAX as u64 / SECTOR * SECTOR;
 
 /// A pool in an object store.
 #[derive(Debug)]
 pub struct ObjectPool {
+    me: Weak<ObjectPool>,
     pub(crate) config: ObjectConfig,
     pub(crate) policy: ThinPolicy,
     pub(crate) store: Store,
+    space: Space,
     ids: Arc<Ids>,
     /// Set once the pool exists: a store without one becomes a pool with the first volume.
     ready: OnceCell<Arc<Ready>>,
@@ -48,6 +56,7 @@ pub(crate) struct Ready {
     pub(crate) living: Living,
     pub(crate) config: ObjectConfig,
     pub(crate) policy: ThinPolicy,
+    pub(crate) space: Space,
 }
 
 impl ObjectPool {
@@ -57,8 +66,9 @@ impl ObjectPool {
     /// `InvalidConfig`; `NotFound` for a bucket, container or directory that is not there;
     /// `Unauthenticated`; `PermissionDenied`; `Unavailable`; `Corrupt`.
     pub async fn open(config: ObjectConfig) -> Result<Arc<Self>> {
-        let store = config.object_store()?;
-        Self::opened(store, config, Arc::new(Ids::random())).await
+        let ids = Arc::new(Ids::random());
+        let connected = connect::connect(&config, ids.clone()).await?;
+        Self::opened(connected, config, ids).await
     }
 
     /// Opens a pool in a store of the caller's own, with all identifiers made from `seed`: for
@@ -71,32 +81,34 @@ impl ObjectPool {
         config: ObjectConfig,
         seed: u64,
     ) -> Result<Arc<Self>> {
-        Self::opened(store, config, Arc::new(Ids::seeded(seed))).await
+        let ids = Arc::new(Ids::seeded(seed));
+        let shown = config.location.to_string();
+        let patience = Patience::of(&config);
+        let connected = Connected {
+            store: Store::new(store, Path::default(), &shown, patience, ids.clone()),
+            local: None,
+        };
+        Self::opened(connected, config, ids).await
     }
 
     async fn opened(
-        store: Arc<dyn ObjectStore>,
+        connected: Connected,
         config: ObjectConfig,
         ids: Arc<Ids>,
     ) -> Result<Arc<Self>> {
         let policy = config.policy()?;
-        let store = Store::new(
-            store,
-            config.prefix(),
-            &config.to_string(),
-            config.patience(),
-            ids.clone(),
-        );
-        let pool = ObjectPool {
+        let pool = Arc::new_cyclic(|me| ObjectPool {
+            me: me.clone(),
+            space: Space::new(&config, connected.local),
             config,
             policy,
-            store,
+            store: connected.store,
             ids,
             ready: OnceCell::new(),
             probed: Mutex::new(false),
-        };
+        });
         pool.look("open_pool").await?;
-        Ok(Arc::new(pool))
+        Ok(pool)
     }
 
     /// The pool, if it exists by now.
@@ -129,6 +141,7 @@ impl ObjectPool {
                     living: Living::begin(self.ids.uuid()),
                     config: self.config.clone(),
                     policy: self.policy,
+                    space: self.space.clone(),
                 }))
             })
             .await
@@ -149,7 +162,7 @@ impl ObjectPool {
         self.check_writable(op, name)?;
         let mut probed = self.probed.lock().await;
         if !*probed {
-            format::probe(op, &self.store, &self.ids).await?;
+            probe::probe(&self.store, op).await?;
             *probed = true;
         }
         drop(probed);
@@ -160,6 +173,43 @@ impl ObjectPool {
                 self.begin(op, format).await
             }
         }
+    }
+
+    /// The pool, for something that changes a volume that must be there.
+    async fn changing_existing(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+    ) -> Result<&Arc<Ready>> {
+        self.check_writable(op, name)?;
+        self.existing(op, name).await?;
+        self.changing(op, name).await
+    }
+
+    fn check_size(&self, op: &'static str, name: &VolumeName, size: ByteSize) -> Result<u64> {
+        let wrong = |reason: &str| {
+            Err(self
+                .error(ErrorKind::InvalidInput, op, name)
+                .with("size", size.bytes())
+                .reason(reason))
+        };
+        match size.round_up(SECTOR) {
+            Some(ByteSize::ZERO) => wrong("a volume has at least one byte"),
+            Some(size) if size.bytes() <= LARGEST => Ok(size.bytes()),
+            _ => wrong("the largest volume has 8 EiB less 512 bytes"),
+        }
+    }
+
+    /// Fails once the caller has cancelled.
+    fn check_stop(&self, control: &Control, op: &'static str, name: &VolumeName) -> Result<()> {
+        let check = control.check(op);
+        check.map_err(|error| error.with("pool", self).with("volume", name))
+    }
+
+    fn not_reachable(&self, op: &'static str, name: &VolumeName) -> Error {
+        self.error(ErrorKind::Unsupported, op, name)
+            .reason("no hypervisor attaches a volume in an object store by itself")
+            .help("serve it over the network: `volmux serve`")
     }
 
     fn check_writable(&self, op: &'static str, name: &VolumeName) -> Result<()> {
@@ -207,9 +257,8 @@ impl Ready {
     /// How full the pool is.
     pub(crate) async fn usage(&self, op: &'static str) -> Result<Usage> {
         self.catalog.refresh(op).await?;
-        let used = crate::space::used(op, &self.shared.store).await?;
         let provisioned = self.catalog.read(|state| state.provisioned());
-        Ok(crate::space::usage(&self.config, used, provisioned))
+        self.space.usage(op, &self.shared.store, provisioned).await
     }
 
     /// Fails where the pool may not grow by so much.
@@ -223,13 +272,12 @@ impl Ready {
             provisioned: ByteSize::new(provisioned),
             reserved: ByteSize::ZERO,
         };
-        // Without a capacity nothing can be full, and counting costs requests.
-        let used = match self.config.has_capacity() {
-            true => crate::space::used(op, &self.shared.store).await?,
-            false => 0,
-        };
         let sum = self.catalog.read(|state| state.provisioned());
-        let usage = crate::space::usage(&self.config, used, sum);
+        let usage = match self.space.is_limited() {
+            true => self.space.usage(op, &self.shared.store, sum).await?,
+            // Nothing can be full, and counting costs requests.
+            false => Space::unlimited(sum),
+        };
         let pressure = self
             .policy
             .admit(&usage, &request, op)
@@ -281,14 +329,20 @@ impl Pool for ObjectPool {
     async fn usage(&self) -> Result<Usage> {
         match self.look("usage").await? {
             Some(ready) => ready.usage("usage").await,
-            None => Ok(crate::space::usage(&self.config, 0, 0)),
+            None => self.space.usage("usage", &self.store, 0).await,
         }
     }
 
     async fn create_volume(&self, name: &VolumeName, options: CreateOptions) -> Result<Volume> {
         let op = "create_volume";
-        let checked = self.check_create(op, name, options)?;
-        self.changing(op, name).await?.create(op, name, checked).await
+        let size = self.check_size(op, name, options.size)?;
+        if options.provisioning == Provisioning::Thick {
+            return Err(self
+                .error(ErrorKind::Unsupported, op, name)
+                .reason("a store gives no promise that there will be room")
+                .help("create a thin volume"));
+        }
+        self.changing(op, name).await?.create(op, name, size).await
     }
 
     async fn volume(&self, name: &VolumeName) -> Result<Volume> {
@@ -300,7 +354,9 @@ impl Pool for ObjectPool {
 
     fn list_volumes(&self) -> BoxStream<'static, Result<Volume>> {
         // The list is short and in memory once the catalogue is up to date.
-        let pool = self.handle();
+        let Some(pool) = self.me.upgrade() else {
+            return stream::empty().boxed();
+        };
         stream::once(async move {
             let op = "list_volumes";
             let Some(ready) = pool.look(op).await? else {
@@ -399,10 +455,15 @@ impl Pool for ObjectPool {
         options: OpenOptions,
     ) -> Result<Arc<dyn BlockDevice>> {
         let op = "open_volume";
-        self.check_open(op, name, options)?;
+        if options.access == Access::ReadWrite && options.sharing == Sharing::Shared {
+            return Err(self
+                .error(ErrorKind::Unsupported, op, name)
+                .reason("a volume in an object store has one writer")
+                .help("open it exclusively, and serve it to several: `volmux serve`"));
+        }
         let ready = match options.access {
-            volmux_core::Access::ReadOnly => self.existing(op, name).await?,
-            volmux_core::Access::ReadWrite => self.changing_existing(op, name).await?,
+            Access::ReadOnly => self.existing(op, name).await?,
+            Access::ReadWrite => self.changing_existing(op, name).await?,
         };
         ready.open(op, name, options).await
     }

@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use volmux_core::{ErrorKind, Result};
 
 use crate::cache::Cache;
 use crate::codec::Malformed;
+use crate::config::ObjectConfig;
+use crate::engine::page_name;
 use crate::envelope::Kind;
 use crate::ids::Ids;
 use crate::keys::{self, LogId, Named};
 use crate::manifest::Manifest;
-use crate::map::{ObjectTable, Page};
+use crate::map::{ObjectTable, Page, PageStore};
 use crate::seal::{Damage, Seal};
 use crate::store::Store;
+use crate::tip::PagePtr;
 
 /// How volumes are read and written.
 #[derive(Clone, Debug)]
@@ -27,6 +31,21 @@ pub(crate) struct Settings {
     pub(crate) overlay: usize,
     /// Objects in the tail that make a checkpoint due.
     pub(crate) tail: usize,
+}
+
+impl Settings {
+    /// As configured.
+    pub(crate) fn new(config: &ObjectConfig, seal: &Seal) -> Self {
+        let object = config.object_bytes() as usize;
+        let budget = config.cache_bytes() as usize;
+        Settings {
+            object_blocks: (object / seal.stride()).max(1),
+            // A quarter of the budget, but two objects at least: one fills while one is put.
+            pending: (budget / 4).clamp(2 * object, 8 * object),
+            overlay: budget / 1024,
+            tail: 256,
+        }
+    }
 }
 
 /// What all volumes of an open pool share.
@@ -109,6 +128,21 @@ impl Shared {
         }
     }
 
+    async fn read_page(&self, at: &PagePtr) -> Result<(Arc<Page>, u32)> {
+        let op = "read_map";
+        let name = at.object.to_string();
+        let end = u64::from(at.offset) + u64::from(at.length);
+        let bytes = self.store.get_range(op, &name, at.offset.into()..end).await?;
+        let bytes = bytes.ok_or_else(|| self.missing(op, &name))?;
+        let body = self
+            .seal
+            .unwrap(Kind::MapPage, &page_name(&at.object, at.offset), &bytes)
+            .map_err(|damage| self.damaged(op, &name, damage))?;
+        let page = Page::decode(&body, &self.table).map_err(|m| self.malformed(op, &name, m))?;
+        let bytes = page.memory() as u32;
+        Ok((Arc::new(page), bytes))
+    }
+
     /// The error for an object that can't be understood.
     pub(crate) fn malformed(
         &self,
@@ -133,5 +167,16 @@ impl Shared {
     /// The error for an object that is not what was put.
     pub(crate) fn damaged(&self, op: &'static str, name: &str, damage: Damage) -> volmux_core::Error {
         self.store.damaged(op, name, damage)
+    }
+}
+
+#[async_trait]
+impl PageStore for Shared {
+    async fn load(&self, at: &PagePtr) -> Result<Arc<Page>> {
+        self.cache.page_or_load(*at, self.read_page(at)).await
+    }
+
+    fn cached(&self, at: &PagePtr) -> Option<Arc<Page>> {
+        self.cache.page(at)
     }
 }

@@ -20,7 +20,7 @@ use crate::ids::Ids;
 use crate::seal::Damage;
 
 /// Nothing longer is read into memory; nothing so long is ever stored.
-const READ_LIMIT: u64 = 64 << 20;
+pub(crate) const READ_LIMIT: u64 = 64 << 20;
 /// Names per request to delete: Azure takes 256, S3 1000.
 const DELETE_BATCH: usize = 250;
 const FIRST_DELAY: Duration = Duration::from_millis(20);
@@ -304,6 +304,11 @@ impl Store {
                 return Err(self.failed(op, name, fault, &retry));
             }
         }
+    }
+
+    /// The error for a request that failed once and for all.
+    pub fn failed_once(&self, op: &'static str, name: &str, fault: Fault) -> Error {
+        self.failed(op, name, fault, &Retry::new(Duration::ZERO))
     }
 
     fn failed(&self, op: &'static str, name: &str, fault: Fault, retry: &Retry) -> Error {

@@ -186,10 +186,11 @@ impl<P> Cache<P> {
 
     /// A page, from the cache or by `load`, which gives it and the bytes of memory it occupies.
     /// Whoever wants it meanwhile waits for the one load. An error goes to all of them.
-    pub(crate) async fn page_or_load<F>(&self, at: PagePtr, load: F) -> Result<Arc<P>>
-    where
-        F: AsyncFnOnce() -> Result<(Arc<P>, u32)>,
-    {
+    pub(crate) async fn page_or_load(
+        &self,
+        at: PagePtr,
+        load: impl Future<Output = Result<(Arc<P>, u32)>> + Send,
+    ) -> Result<Arc<P>> {
         let lead = loop {
             if let Some(found) = self.page(&at) {
                 return Ok(found);
@@ -209,7 +210,7 @@ impl<P> Cache<P> {
             return Ok(found);
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
-        match load().await {
+        match load.await {
             Ok((page, bytes)) => {
                 self.put_page(at, Arc::clone(&page), bytes);
                 lead.land(Arc::clone(&page));

@@ -172,7 +172,7 @@ async fn a_page_is_loaded_once_for_all() {
     let cache = cache(8 * MIB);
     let loads = Cell::new(0);
     let load = || {
-        cache.page_or_load(at(4), async || {
+        cache.page_or_load(at(4), async {
             loads.set(loads.get() + 1);
             tokio::task::yield_now().await;
             Ok((Arc::new("page".to_owned()), 4))
@@ -191,7 +191,7 @@ async fn a_page_that_fails_fails_for_all_that_wait_and_is_tried_again_by_the_nex
     let cache = cache(8 * MIB);
     let loads = Cell::new(0);
     let load = || {
-        cache.page_or_load(at(4), async || {
+        cache.page_or_load(at(4), async {
             loads.set(loads.get() + 1);
             tokio::task::yield_now().await;
             match loads.get() {
@@ -210,10 +210,10 @@ async fn a_page_that_fails_fails_for_all_that_wait_and_is_tried_again_by_the_nex
 #[tokio::test]
 async fn a_page_whose_reader_goes_away_is_loaded_by_the_next_in_line() {
     let cache = cache(8 * MIB);
-    let mut first = Box::pin(cache.page_or_load(at(4), async || future::pending().await));
+    let mut first = Box::pin(cache.page_or_load(at(4), async future::pending().await));
     assert!((&mut first).now_or_never().is_none());
     let mut second =
-        Box::pin(cache.page_or_load(at(4), async || Ok((Arc::new("second".to_owned()), 6))));
+        Box::pin(cache.page_or_load(at(4), async Ok((Arc::new("second".to_owned()), 6))));
     assert!((&mut second).now_or_never().is_none());
     drop(first);
     assert_eq!(*second.await.unwrap(), "second");

@@ -1,11 +1,15 @@
 //! The data object that writes are gathered in, and those that are on their way to the store.
 
 use bytes::Bytes;
+use volmux_core::Result;
 
-use crate::data::Header;
+use crate::data::{Header, padded};
+use crate::envelope::Kind;
 use crate::keys::ObjectKey;
-use crate::map::{ObjectId, Place};
+use crate::map::{ObjectId, ObjectInfo, Place};
 use crate::seal::{BlockSeal, CONTENT, Damage, Seal};
+use crate::shared::Shared;
+use crate::tip::TailItem;
 
 /// A data object that is being filled.
 #[derive(Debug)]
@@ -97,11 +101,6 @@ impl Building {
         let at = index as usize * self.stride;
         checksums.seal(index, &mut self.slots[at..at + self.stride])
     }
-
-    /// Takes it apart: what is to be put.
-    pub(crate) fn finished(self) -> (Header, Bytes) {
-        (self.header, Bytes::from(self.slots))
-    }
 }
 
 /// A data object that is complete and on its way to the store. Reads are served from it.
@@ -119,6 +118,45 @@ pub(crate) struct Sealed {
 }
 
 impl Sealed {
+    /// Closes an object that was filled.
+    pub(crate) fn of(op: &'static str, shared: &Shared, building: Building) -> Result<Self> {
+        let Building {
+            id,
+            key,
+            header,
+            slots,
+            stride,
+            ..
+        } = building;
+        let name = key.to_string();
+        let envelope = shared.wrap(op, Kind::DataHeader, &name, &header.encode())?;
+        let (start, filling) = padded(&envelope, stride);
+        shared.table.intern(&ObjectInfo {
+            key,
+            start,
+            framed: false,
+        })?;
+        let bytes = envelope.len() + filling.len() + slots.len();
+        let bytes = u32::try_from(bytes)
+            .map_err(|_| shared.damaged(op, &name, Damage::Length(bytes)))?;
+        Ok(Sealed {
+            id,
+            key,
+            header: [envelope, filling],
+            slots: slots.into(),
+            stride,
+            bytes,
+        })
+    }
+
+    /// As an item of a tail.
+    pub(crate) fn item(&self) -> TailItem {
+        TailItem::Object {
+            key: self.key,
+            bytes: self.bytes,
+        }
+    }
+
     /// A block's content.
     pub(crate) fn block(&self, index: u32) -> Option<&[u8]> {
         let at = index as usize * self.stride;

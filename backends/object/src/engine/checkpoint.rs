@@ -61,7 +61,8 @@ impl Engine {
             Ok(root) => {
                 state.root = root;
                 state.frozen = None;
-                if let Some(last) = state.tail.drain(..frozen.items).next_back() {
+                let last = state.tail.drain(..frozen.items).next_back();
+                if let Some(last) = last {
                     state.checkpointed = last;
                 }
                 drop(state);

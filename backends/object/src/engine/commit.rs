@@ -85,16 +85,14 @@ impl Engine {
         }
         role.wanted.notify_one();
         loop {
-            {
-                let now = progress.borrow_and_update();
-                if now.change >= change {
-                    return Ok(());
-                }
-                match &now.failed {
-                    Some((attempt, trouble)) if *attempt > begun => return Err(trouble.error(op)),
-                    _ if now.ended => return Err(fenced(op)),
-                    _ => {}
-                }
+            let now = progress.borrow_and_update().clone();
+            if now.change >= change {
+                return Ok(());
+            }
+            match now.failed {
+                Some((attempt, trouble)) if attempt > begun => return Err(trouble.error(op)),
+                _ if now.ended => return Err(fenced(op)),
+                _ => {}
             }
             if progress.changed().await.is_err() {
                 return Err(fenced(op));
@@ -179,14 +177,14 @@ impl Engine {
 
     /// The last commit. What fails now was not flushed, and is lost with the process anyway.
     async fn end(&self, role: &Role) {
-        if self.lock().tail.len() > TAIL_LEFT
-            && let Err(error) = self.checkpoint().await
-        {
+        let long = self.lock().tail.len() > TAIL_LEFT;
+        if long && let Err(error) = self.checkpoint().await {
             tracing::warn!(%error, "the map's checkpoint was not made at the end");
         }
         self.attempt(role, self.changes(), Phase::Closed).await;
         if let Some(journal) = &role.journal {
-            journal.end(role.progress.borrow().change == self.changes()).await;
+            let committed = role.progress.borrow().change;
+            journal.end(committed == self.changes()).await;
         }
     }
 

@@ -111,21 +111,17 @@ impl Engine {
 /// The state that a tip describes.
 async fn replayed(op: &'static str, shared: &Shared, tip: &Tip) -> Result<State> {
     let mut state = State::new(tip);
-    let mut items = stream::iter(&tip.tail)
-        .map(|item| async move {
-            match item {
-                TailItem::Cut(block) => Ok((None, *block)),
-                TailItem::Object { key, bytes } => {
-                    let header = header(op, shared, key, *bytes).await?;
-                    Ok::<_, volmux_core::Error>((Some(header), 0))
-                }
-            }
-        })
+    let mut items = stream::iter(tip.tail.clone())
+        .map(|item| replay(op, shared, item))
         .buffered(HEADERS);
-    while let Some((header, cut)) = items.try_next().await? {
-        let Some((info, header)) = header else {
-            state.active.insert(cut, LAST_BLOCK - cut.min(LAST_BLOCK), None);
-            continue;
+    while let Some(item) = items.try_next().await? {
+        let (info, header) = match item {
+            Replay::Cut(block) => {
+                let blocks = LAST_BLOCK.saturating_sub(block);
+                state.active.insert(block, blocks, None);
+                continue;
+            }
+            Replay::Object(info, header) => (info, header),
         };
         let object = shared.table.intern(&info)?;
         let mut index = 0;
@@ -142,6 +138,22 @@ async fn replayed(op: &'static str, shared: &Shared, tip: &Tip) -> Result<State>
     Ok(state)
 }
 
+/// An item of a tail, ready to be replayed.
+enum Replay {
+    Object(ObjectInfo, Header),
+    Cut(u64),
+}
+
+async fn replay(op: &'static str, shared: &Shared, item: TailItem) -> Result<Replay> {
+    match item {
+        TailItem::Cut(block) => Ok(Replay::Cut(block)),
+        TailItem::Object { key, bytes } => {
+            let (info, header) = header(op, shared, &key, bytes).await?;
+            Ok(Replay::Object(info, header))
+        }
+    }
+}
+
 /// A data object's header.
 pub(crate) async fn header(
     op: &'static str,
@@ -151,15 +163,11 @@ pub(crate) async fn header(
 ) -> Result<(ObjectInfo, Header)> {
     let name = key.to_string();
     let damaged = |damage| shared.damaged(op, &name, damage);
-    let get = |length: u64| async {
-        let got = shared.store.get_range(op, &name, 0..length).await?;
-        got.ok_or_else(|| shared.missing(op, &name))
-    };
     let total = u64::from(bytes);
-    let mut start: Bytes = get(total.min(HEADER_GUESS)).await?;
+    let mut start = beginning(op, shared, &name, total.min(HEADER_GUESS)).await?;
     let length = Seal::envelope_length(&start).map_err(damaged)?;
     if length > start.len() {
-        start = get((length as u64).min(total)).await?;
+        start = beginning(op, shared, &name, (length as u64).min(total)).await?;
     }
     let envelope = start.get(..length).unwrap_or_default();
     let body = shared.seal.unwrap(Kind::DataHeader, &name, envelope).map_err(damaged)?;
@@ -179,4 +187,9 @@ pub(crate) async fn header(
         framed: false,
     };
     Ok((info, header))
+}
+
+async fn beginning(op: &'static str, shared: &Shared, name: &str, length: u64) -> Result<Bytes> {
+    let got = shared.store.get_range(op, name, 0..length).await?;
+    got.ok_or_else(|| shared.missing(op, name))
 }

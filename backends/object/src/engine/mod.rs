@@ -29,6 +29,7 @@ use crate::seal::Damage;
 use crate::shared::Shared;
 use crate::tip::Tip;
 
+pub(crate) use self::checkpoint::page_name;
 pub(crate) use self::load::{Following, header};
 pub(crate) use self::view::View;
 

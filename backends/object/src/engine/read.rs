@@ -135,8 +135,9 @@ impl Engine {
 
     /// Where a block lies by the checkpoint, if the pages that tell are in memory.
     pub(super) fn checkpointed_now(&self, root: Root, block: u64) -> Option<Option<Place>> {
-        let shared = &*self.shared;
-        let runs = map::lookup_cached(shared, &shared.table, &root, block..block + 1)?;
+        let runs = map::lookup_cached(&*self.shared, &root, block, block + 1);
+        // What is wrong with a page is said when it is asked for in earnest.
+        let runs = runs.ok().flatten()?;
         Some(runs.first().and_then(|run| run.place))
     }
 
@@ -157,13 +158,9 @@ impl Engine {
         root: Root,
         blocks: Range<u64>,
     ) -> Result<Vec<Run>> {
-        let shared = &*self.shared;
-        match map::lookup_cached(shared, &shared.table, &root, blocks.clone()) {
-            Some(runs) => Ok(runs),
-            None => map::lookup(shared, &shared.table, &root, blocks)
-                .await
-                .map_err(|error| error.with("for", op)),
-        }
+        let pages = &*self.shared;
+        let runs = map::lookup(pages, &root, blocks.start, blocks.end).await;
+        runs.map_err(|error| error.with("for", op))
     }
 
     /// One block that is in the store.
@@ -236,16 +233,12 @@ impl Engine {
         let keep = out.bytes.len() <= CACHED;
         wanted.sort_unstable_by_key(|(_, place)| *place);
         let mut gets = stream::iter(groups(&wanted))
-            .map(|group| async {
-                let (object, blocks) = spanned(group);
-                let got = self.get_blocks(op, object, blocks).await;
-                got.map(|slots| (group, slots))
-            })
+            .map(|group| self.get_group(op, group))
             .buffer_unordered(GETS);
         let mut content = [0; CONTENT];
         let done = async {
             while let Some((group, slots)) = gets.try_next().await? {
-                for (block, place) in group {
+                for (block, place) in &wanted[group.blocks] {
                     slots.open(self, op, place.index, &mut content)?;
                     if keep {
                         let number = place.object.number();
@@ -265,6 +258,11 @@ impl Engine {
             }
         }
         result
+    }
+
+    async fn get_group(&self, op: &'static str, group: Group) -> Result<(Group, Slots)> {
+        let slots = self.get_blocks(op, group.object, group.indexes.clone()).await?;
+        Ok((group, slots))
     }
 
     /// Some blocks of one object as they are stored.
@@ -339,30 +337,33 @@ impl Out<'_> {
     }
 }
 
-/// Puts blocks that lie together, in the order of their places, into one group.
-fn groups(wanted: &[(u64, Place)]) -> impl Iterator<Item = &[(u64, Place)]> {
-    let mut first = 0;
-    wanted
-        .iter()
-        .enumerate()
-        .filter_map(move |(at, (_, place))| {
-            let start = wanted[first].1;
-            let next = wanted.get(at + 1).map(|(_, next)| *next);
-            let goes_on = next.is_some_and(|next| {
-                next.object == place.object
-                    && next.index - place.index <= GAP
-                    && next.index - start.index < GET_BLOCKS
-            });
-            if goes_on {
-                return None;
-            }
-            let group = &wanted[first..=at];
-            first = at + 1;
-            Some(group)
-        })
+/// Blocks that one GET brings.
+struct Group {
+    object: ObjectId,
+    indexes: Range<u32>,
+    /// Which of those that are wanted.
+    blocks: Range<usize>,
 }
 
-fn spanned(group: &[(u64, Place)]) -> (ObjectId, Range<u32>) {
-    let (first, last) = (group[0].1, group[group.len() - 1].1);
-    (first.object, first.index..last.index + 1)
+/// Puts blocks that lie together into groups; they are in the order of their places.
+fn groups(wanted: &[(u64, Place)]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (at, (_, place)) in wanted.iter().enumerate() {
+        match groups.last_mut() {
+            Some(group)
+                if group.object == place.object
+                    && place.index.saturating_sub(group.indexes.end) <= GAP
+                    && place.index - group.indexes.start < GET_BLOCKS =>
+            {
+                group.indexes.end = place.index + 1;
+                group.blocks.end = at + 1;
+            }
+            _ => groups.push(Group {
+                object: place.object,
+                indexes: place.index..place.index + 1,
+                blocks: at..at + 1,
+            }),
+        }
+    }
+    groups
 }

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use volmux_core::Result;
 
 use super::building::{Building, Sealed};
-use crate::data::padded;
-use crate::envelope::Kind;
-use crate::ids::Ids;
 use crate::keys::{LogId, ObjectKey};
-use crate::map::{ObjectId, ObjectInfo, ObjectTable, Overlay, Place};
-use crate::seal::{CONTENT, Damage, Seal};
+use crate::map::{ObjectId, Overlay, Place};
+use crate::seal::CONTENT;
+use crate::shared::Shared;
 use crate::tip::{Root, TailItem, Tip};
 
 /// An open volume's content: the map's checkpoint, and what came since.
@@ -116,12 +115,16 @@ impl Writer {
     }
 
     /// The object that writes go to now.
-    pub(crate) fn building(&mut self, table: &ObjectTable, seal: &Seal) -> &mut Building {
-        let building = self.building.take().unwrap_or_else(|| {
-            let key = self.take_seq();
-            Building::new(table.reserve(key), key, seal, self.capacity)
-        });
-        self.building.insert(building)
+    pub(crate) fn building(&mut self, shared: &Shared) -> Result<&mut Building> {
+        let building = match self.building.take() {
+            Some(building) => building,
+            None => {
+                let key = self.take_seq();
+                let id = shared.table.reserve(&key)?;
+                Building::new(id, key, &shared.seal, self.capacity)
+            }
+        };
+        Ok(self.building.insert(building))
     }
 
     /// Bytes of memory in objects that are not in the store yet.
@@ -163,44 +166,21 @@ impl State {
     /// Closes the object that is being filled: from now on it is pending. None where it is empty.
     pub(crate) fn seal(
         &mut self,
-        seal: &Seal,
-        table: &ObjectTable,
-        ids: &Ids,
-    ) -> Result<Option<Arc<Sealed>>, Damage> {
+        op: &'static str,
+        shared: &Shared,
+    ) -> Result<Option<Arc<Sealed>>> {
         let Some(writer) = &mut self.writer else {
             return Ok(None);
         };
         let Some(building) = writer.building.take_if(|building| !building.is_empty()) else {
             return Ok(None);
         };
-        let (id, key) = (building.id, building.key);
-        let (header, slots) = building.finished();
-        let envelope = seal.wrap(
-            Kind::DataHeader,
-            &key.to_string(),
-            &header.encode(),
-            ids.nonce(),
-        )?;
-        let stride = seal.stride();
-        let (start, filling) = padded(&envelope, stride);
-        table.set(id, ObjectInfo { key, start, framed: false });
-        let bytes = envelope.len() + filling.len() + slots.len();
-        let sealed = Arc::new(Sealed {
-            id,
-            key,
-            header: [envelope, filling],
-            slots,
-            stride,
-            bytes: u32::try_from(bytes).map_err(|_| Damage::Length(bytes))?,
-        });
+        let sealed = Arc::new(Sealed::of(op, shared, building)?);
         writer.pending_bytes += sealed.slots.len();
-        writer.pending.insert(id, sealed.clone());
+        writer.pending.insert(sealed.id, sealed.clone());
         writer.sealed = writer.change;
         self.tail.push_back(Trailing {
-            item: TailItem::Object {
-                key,
-                bytes: sealed.bytes,
-            },
+            item: sealed.item(),
             change: writer.change,
             journal: writer.journal,
         });

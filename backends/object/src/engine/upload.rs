@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::PutPayload;
+use volmux_core::{ByteRange, Result};
 
-use super::building::Sealed;
+use super::building::{Building, Sealed};
 use super::{Engine, Role, Trouble};
+use crate::keys::{LogId, ObjectKey};
+use crate::tip::{BLOCK, TailItem};
 
 /// Objects of one volume that are uploaded at once.
 pub(super) const UPLOADS: usize = 4;
@@ -31,7 +34,7 @@ impl Engine {
             return;
         };
         while !role.is_over() {
-            match self.put(sealed).await {
+            match self.put("upload", sealed).await {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::warn!(%error, "an upload failed and is repeated");
@@ -55,8 +58,38 @@ impl Engine {
         role.wanted.notify_one();
     }
 
-    async fn put(&self, sealed: &Sealed) -> volmux_core::Result<()> {
-        let op = "upload";
+    /// Puts the block that this volume ends in once it is cut off at `size`, with zeros after the
+    /// end, as the first object of a new log; none where there is nothing to zero.
+    pub(crate) async fn cut_block(
+        &self,
+        op: &'static str,
+        log: LogId,
+        size: u64,
+    ) -> Result<Option<TailItem>> {
+        let (block, within) = (size / BLOCK, (size % BLOCK) as usize);
+        let content = self.read(op, ByteRange::new(block * BLOCK, BLOCK)).await?;
+        if content[within..].iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let mut content = content.to_vec();
+        content[within..].fill(0);
+        let key = ObjectKey {
+            log,
+            epoch: 0,
+            seq: 0,
+        };
+        let shared = &*self.shared;
+        let id = shared.table.reserve(&key)?;
+        let mut building = Building::new(id, key, &shared.seal, 1);
+        building
+            .push(block, &content)
+            .map_err(|damage| self.damaged(op, &key.to_string(), damage))?;
+        let sealed = Sealed::of(op, shared, building)?;
+        self.put(op, &sealed).await?;
+        Ok(Some(sealed.item()))
+    }
+
+    async fn put(&self, op: &'static str, sealed: &Sealed) -> Result<()> {
         let name = sealed.key.to_string();
         let pieces = sealed
             .pieces(&self.shared.seal)

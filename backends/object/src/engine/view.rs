@@ -36,14 +36,14 @@ impl View {
     /// What holds data within `range`.
     pub(crate) fn allocated(self, range: ByteRange) -> ExtentStream {
         let View { shared, map } = self;
-        let runs = map::extents(shared.clone(), map, first(range), end(range));
+        let runs = map::extents(shared, map, first(range)..end(range));
         stream(runs.map_ok(|run| (run.start, run.end())), range)
     }
 
     /// What differs from `since` within `range`.
     pub(crate) fn changed(self, since: View, range: ByteRange) -> ExtentStream {
         let View { shared, map } = self;
-        let runs = map::changed(shared.clone(), map, since.map, first(range), end(range));
+        let runs = map::changed(shared, since.map, map, first(range)..end(range));
         stream(runs.map_ok(|blocks| (blocks.start, blocks.end)), range)
     }
 }

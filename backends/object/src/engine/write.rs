@@ -7,7 +7,7 @@ use super::state::{State, Writer};
 use super::{Engine, Role};
 use crate::journal::Op;
 use crate::map::Place;
-use crate::seal::{CONTENT, Damage};
+use crate::seal::CONTENT;
 use crate::tip::{BLOCK, Root};
 
 /// Blocks that are taken over in one go, while others wait for the lock.
@@ -137,15 +137,15 @@ impl Engine {
         let Some(writer) = &mut state.writer else {
             return Ok(0);
         };
-        let shared = &self.shared;
-        let building = writer.building(&shared.table, &shared.seal);
-        let blocks = (data.len() / CONTENT).min(STEP).min(building.room());
+        let room = writer.building(&self.shared)?.room();
+        let blocks = (data.len() / CONTENT).min(STEP).min(room);
         let content = data.slice(..blocks * CONTENT);
         if let Some(journal) = &role.journal {
             let offset = start * BLOCK;
             let data = content.clone();
             writer.journal = journal.append(Op::Write { offset, data })?;
         }
+        let building = writer.building(&self.shared)?;
         let damaged = |damage| self.damaged(op, "a new object", damage);
         let before = state.active.get(start).flatten();
         match before.filter(|place| blocks == 1 && place.object == building.id) {
@@ -186,7 +186,7 @@ impl Engine {
                         let range = ByteRange::new(start * BLOCK, blocks * BLOCK);
                         writer.journal = journal.append(Op::Zero { range })?;
                     }
-                    let building = writer.building(&self.shared.table, &self.shared.seal);
+                    let building = writer.building(&self.shared)?;
                     building.push_hole(start, blocks);
                     state.active.insert(start, blocks, None);
                     writer.change += 1;
@@ -303,11 +303,7 @@ impl Engine {
 
     /// Closes the object that is being filled, if there is anything in it, and sends it off.
     pub(super) fn seal_and_upload(&self, op: &'static str, state: &mut State) -> Result<()> {
-        let shared = &self.shared;
-        let sealed = state
-            .seal(&shared.seal, &shared.table, &shared.ids)
-            .map_err(|damage: Damage| self.damaged(op, "a new object", damage))?;
-        if let Some(sealed) = sealed {
+        if let Some(sealed) = state.seal(op, &self.shared)? {
             self.upload(sealed);
         }
         Ok(())

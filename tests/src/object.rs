@@ -1,0 +1,101 @@
+//! Pools in object stores.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use object_store::memory::InMemory;
+use tempfile::TempDir;
+use volmux::object::{Location, ObjectConfig, ObjectPool};
+use volmux::{ByteSize, Pool};
+
+use crate::fixture::{Fixture, PoolSettings, Storage};
+
+/// What a pool of the tests is said to hold.
+const CAPACITY: ByteSize = ByteSize::mib(512);
+
+/// Where the stores are.
+#[derive(Debug)]
+enum Place {
+    Memory,
+    Directory { root: TempDir, next: AtomicU64 },
+}
+
+/// Object pools, each in a store of its own.
+#[derive(Debug)]
+pub struct ObjectStorage(Place);
+
+impl ObjectStorage {
+    /// Stores in memory.
+    pub fn in_memory() -> Self {
+        ObjectStorage(Place::Memory)
+    }
+
+    /// Stores in directories.
+    pub fn in_directory() -> Self {
+        let root = tempfile::tempdir().expect("a directory for the stores");
+        let next = AtomicU64::new(0);
+        ObjectStorage(Place::Directory { root, next })
+    }
+}
+
+#[async_trait]
+impl Storage for ObjectStorage {
+    async fn make_pool(&self, settings: PoolSettings) -> Box<dyn Fixture> {
+        let (store, location) = match &self.0 {
+            Place::Memory => (Some(Arc::new(InMemory::new())), Location::Memory),
+            Place::Directory { root, next } => {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let path = root.path().join(format!("pool-{number}"));
+                std::fs::create_dir(&path).expect("a directory for one store");
+                (None, Location::Directory(path))
+            }
+        };
+        let mut config = ObjectConfig::new(location);
+        config.capacity = Some(CAPACITY);
+        config.overcommit_limit = settings.overcommit_limit;
+        config.warn_percent = settings.warn_percent;
+        config.refuse_percent = settings.refuse_percent;
+        let fixture = ObjectFixture {
+            pool: open(store.clone(), &config).await,
+            store,
+            config,
+        };
+        Box::new(fixture)
+    }
+}
+
+struct ObjectFixture {
+    pool: Arc<ObjectPool>,
+    store: Option<Arc<InMemory>>,
+    config: ObjectConfig,
+}
+
+async fn open(store: Option<Arc<InMemory>>, config: &ObjectConfig) -> Arc<ObjectPool> {
+    static SEED: AtomicU64 = AtomicU64::new(0);
+    let opened = match store {
+        None => ObjectPool::open(config.clone()).await,
+        Some(store) => {
+            let seed = SEED.fetch_add(1, Ordering::Relaxed);
+            ObjectPool::over(store, config.clone(), seed).await
+        }
+    };
+    opened.expect("an object pool opens")
+}
+
+#[async_trait]
+impl Fixture for ObjectFixture {
+    fn pool(&self) -> Arc<dyn Pool> {
+        self.pool.clone()
+    }
+
+    async fn reopen(&self) -> Option<Arc<dyn Pool>> {
+        Some(open(self.store.clone(), &self.config).await)
+    }
+
+    async fn place_foreign(&self, _data: &[u8]) -> String {
+        "foreign".into()
+    }
+
+    async fn settle(&self) {}
+}
