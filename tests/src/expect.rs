@@ -67,6 +67,8 @@ impl Expect {
             shared_writers: Support::None,
             ..Expect::MEMORY.capabilities
         },
+        // What is written again is stored again, whatever it is.
+        changed: Grade::Superset,
         second_handle: true,
         ..Expect::MEMORY
     };

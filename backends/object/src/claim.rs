@@ -88,6 +88,20 @@ impl Ready {
         }
     }
 
+    /// Fails with `Busy` while somebody may write a log.
+    pub(crate) async fn check_unwritten(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        log: LogId,
+    ) -> Result<()> {
+        let newest = self.shared.newest_manifest(op, log, 0).await?;
+        if let Some(newest) = newest.filter(|newest| newest.phase == Phase::Open) {
+            self.check_free(op, name, &newest, None)?;
+        }
+        Ok(())
+    }
+
     /// Makes sure that nobody writes a log any more, for the catalogue's state as of `head`, and
     /// returns what it holds.
     pub(crate) async fn retire(

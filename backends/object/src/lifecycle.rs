@@ -69,8 +69,7 @@ impl Ready {
             }
             Ok(Decided::Change(vec![Change::Put(Entry::clone(&new))], new.clone()))
         };
-        self.admit(op, name, size).await?;
-        self.decided(op, decide).await
+        self.decided(op, name, size, decide).await
     }
 
     /// Renames a volume.
@@ -98,7 +97,7 @@ impl Ready {
             };
             Ok(Decided::Change(vec![Change::Put(renamed.clone())], Arc::new(renamed)))
         };
-        self.decided(op, decide).await
+        self.decided(op, name, 0, decide).await
     }
 
     /// Makes a snapshot or a clone.
@@ -325,12 +324,14 @@ impl Ready {
         let from = Engine::reader(op, self.shared.clone(), &tip, None).await?;
         let from = self.bare_device(parent, from);
         let to = self.bare_device(new, target.clone());
-        let copied = transfer::copy_device(&from, &to, control).await;
-        match copied {
+        match transfer::copy_device(&from, &to, control).await {
             Ok(_) => Ok(target),
             Err(error) => {
                 target.close();
-                Err(error)
+                Err(match error.get("volume") {
+                    Some(_) => error,
+                    None => error.with("pool", self).with("volume", &new.name),
+                })
             }
         }
     }
@@ -395,10 +396,12 @@ impl Ready {
     }
 
     /// Commits what `decide` says, on what is known here at first, and decides again whenever
-    /// that turns out to be old.
+    /// that turns out to be old. The change must be admitted to provision `grow` bytes more.
     async fn decided(
         &self,
         op: &'static str,
+        name: &VolumeName,
+        grow: u64,
         decide: impl Fn() -> Result<Decided>,
     ) -> Result<Volume> {
         let mut fresh = false;
@@ -406,6 +409,9 @@ impl Ready {
             let head = self.catalog.head();
             match decide() {
                 Ok(Decided::Change(changes, entry)) => {
+                    if grow > 0 {
+                        self.admit(op, name, grow).await?;
+                    }
                     if self.catalog.try_commit(op, head, changes).await? {
                         return Ok(entry.describe());
                     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use volmux_core::{
     Access, BlockDevice, ByteRange, ErrorKind, ExtentKind, ExtentQuery, ExtentStream, OpenOptions,
-    Result, VolumeName,
+    Result, Sharing, VolumeName,
 };
 
 use crate::catalog::Entry;
@@ -56,11 +56,24 @@ impl Ready {
         of: &Arc<Use>,
         options: OpenOptions,
     ) -> Result<Arc<Engine>> {
+        let Some(log) = entry.log else {
+            return Err(self
+                .error(ErrorKind::InvalidInput, op, &entry.name)
+                .reason("a snapshot is read-only")
+                .help("clone it and write to the clone"));
+        };
         if of.is_written() && !options.take_over {
             return Err(self
                 .error(ErrorKind::Busy, op, &entry.name)
                 .reason("the volume is open for writing")
                 .help("close it there, or take it over"));
+        }
+        if options.sharing == Sharing::Shared {
+            self.check_unwritten(op, &entry.name, log).await?;
+            return Err(self
+                .error(ErrorKind::Unsupported, op, &entry.name)
+                .reason("a volume in an object store has one writer")
+                .help("open it exclusively, and serve it to several: `volmux serve`"));
         }
         if of.is_written()
             && let Some(engine) = of.fence()

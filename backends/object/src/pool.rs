@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OnceCell};
 use volmux_core::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize, Capabilities,
     CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery, ExtentStream, Holder,
-    OpenOptions, OriginKind, Pool, Pressure, Provisioning, ResizeOptions, Result, RevertOptions, Sharing, SnapshotOptions,
+    OpenOptions, OriginKind, Pool, Pressure, Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions,
     SpaceRequest, Support, ThinPolicy, Usage, Volume, VolumeId, VolumeName,
 };
 
@@ -455,12 +455,6 @@ impl Pool for ObjectPool {
         options: OpenOptions,
     ) -> Result<Arc<dyn BlockDevice>> {
         let op = "open_volume";
-        if options.access == Access::ReadWrite && options.sharing == Sharing::Shared {
-            return Err(self
-                .error(ErrorKind::Unsupported, op, name)
-                .reason("a volume in an object store has one writer")
-                .help("open it exclusively, and serve it to several: `volmux serve`"));
-        }
         let ready = match options.access {
             Access::ReadOnly => self.existing(op, name).await?,
             Access::ReadWrite => self.changing_existing(op, name).await?,

@@ -16,6 +16,9 @@ use crate::tip::{BLOCK, Root};
 /// GETs of one read that are under way at once.
 const GETS: usize = 8;
 
+/// Bytes that are read at once. No memory is filled for what comes after a failure.
+const PART: u64 = 16 << 20;
+
 /// Blocks in one GET at most.
 const GET_BLOCKS: u32 = 1024;
 
@@ -40,20 +43,29 @@ impl Engine {
                 .reason("this is too much for one read")
                 .with_source(error)
         })?;
-        let first = range.offset / BLOCK;
-        let end = range.end().div_ceil(BLOCK);
-        let mut out = Out {
-            range,
-            bytes: buffer.room(),
-        };
+        let mut rest = range;
+        while !rest.is_empty() {
+            let part = ByteRange::new(rest.offset, rest.length.min(PART));
+            let room = buffer.room();
+            let from = room.len();
+            room.resize(from + part.length as usize, 0);
+            self.read_part(op, part, &mut room[from..]).await?;
+            rest = ByteRange::from_to(part.end(), rest.end());
+        }
+        Ok(buffer.into_bytes())
+    }
+
+    /// Reads a range into `bytes`, which are zeros.
+    async fn read_part(&self, op: &'static str, range: ByteRange, bytes: &mut [u8]) -> Result<()> {
+        let blocks = range.offset / BLOCK..range.end().div_ceil(BLOCK);
+        let mut out = Out { range, bytes };
         let mut stored: Vec<Run> = Vec::new();
-        let (root, unknown) = self.collect(first..end, &mut out, &mut stored);
+        let (root, unknown) = self.collect(blocks, &mut out, &mut stored);
         for blocks in unknown {
             let runs = self.checkpointed_runs(op, root, blocks).await?;
             stored.extend(runs.into_iter().filter(|run| run.place.is_some()));
         }
-        self.fetch_runs(op, &stored, &mut out).await?;
-        Ok(buffer.into_bytes())
+        self.fetch_runs(op, &stored, &mut out).await
     }
 
     async fn read_block(&self, op: &'static str, block: u64) -> Result<Bytes> {

@@ -37,14 +37,14 @@ impl View {
     pub(crate) fn allocated(self, range: ByteRange) -> ExtentStream {
         let View { shared, map } = self;
         let runs = map::extents(shared, map, first(range)..end(range));
-        stream(runs.map_ok(|run| (run.start, run.end())), range)
+        stream(Grade::Exact, runs.map_ok(|run| (run.start, run.end())), range)
     }
 
-    /// What differs from `since` within `range`.
+    /// What was written since `since` within `range`, also where the same was written again.
     pub(crate) fn changed(self, since: View, range: ByteRange) -> ExtentStream {
         let View { shared, map } = self;
         let runs = map::changed(shared, since.map, map, first(range)..end(range));
-        stream(runs.map_ok(|blocks| (blocks.start, blocks.end)), range)
+        stream(Grade::Superset, runs.map_ok(|blocks| (blocks.start, blocks.end)), range)
     }
 }
 
@@ -52,12 +52,17 @@ fn first(range: ByteRange) -> u64 {
     range.offset / BLOCK
 }
 
+/// A range without bytes has no blocks, wherever it lies.
 fn end(range: ByteRange) -> u64 {
-    range.end().div_ceil(BLOCK)
+    match range.is_empty() {
+        true => first(range),
+        false => range.end().div_ceil(BLOCK),
+    }
 }
 
 /// Blocks as bytes, within `range`.
 fn stream(
+    grade: Grade,
     blocks: impl Stream<Item = Result<(u64, u64)>> + Send + 'static,
     range: ByteRange,
 ) -> ExtentStream {
@@ -66,5 +71,5 @@ fn stream(
         let from = (start * BLOCK).max(range.offset);
         Ok(ByteRange::from_to(from, (end * BLOCK).min(range.end())))
     });
-    ExtentStream::new(Grade::Exact, BLOCK, bytes)
+    ExtentStream::new(grade, BLOCK, bytes)
 }
