@@ -7,6 +7,7 @@ mod envelope;
 mod fault;
 mod ids;
 mod keys;
+mod map;
 mod seal;
 mod store;
 mod tip;
