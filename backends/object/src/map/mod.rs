@@ -1,9 +1,11 @@
 //! A volume's map: where each of its blocks lies.
 
 mod overlay;
+mod page;
 mod table;
 
 pub(crate) use overlay::{Overlay, Span};
+pub(crate) use page::{Child, Page};
 pub(crate) use table::{ObjectId, ObjectInfo, ObjectTable};
 
 /// Blocks in the largest volume: 2^63 bytes.

@@ -12,6 +12,13 @@ use crate::keys::{LogId, ObjectKey};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) struct ObjectId(pub(super) u32);
 
+impl ObjectId {
+    /// The number, as a key for caches.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// What a reader must know of a data object to find a block in it: where positions are not framed,
 /// block `index` begins at byte `(start + index) * stride`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
