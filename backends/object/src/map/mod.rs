@@ -1,12 +1,22 @@
 //! A volume's map: where each of its blocks lies.
+//!
+//! A tree of pages in the store, as of a checkpoint, and overlays in memory for what changed since.
 
+mod diff;
 mod overlay;
 mod page;
+mod rewrite;
 mod table;
+mod tree;
+mod view;
 
+pub(crate) use diff::{changed, extents};
 pub(crate) use overlay::{Overlay, Span};
 pub(crate) use page::{Child, Page};
+pub(crate) use rewrite::{PageSink, apply};
 pub(crate) use table::{ObjectId, ObjectInfo, ObjectTable};
+pub(crate) use tree::{PageStore, walk};
+pub(crate) use view::{View, lookup, lookup_cached, over, settle, settle_cached};
 
 /// Blocks in the largest volume: 2^63 bytes.
 pub(crate) const MOST_BLOCKS: u64 = 1 << 51;
