@@ -3,6 +3,8 @@
 //! A tree of pages in the store, as of a checkpoint, and overlays in memory for what changed since.
 
 mod diff;
+#[cfg(test)]
+mod measure;
 mod overlay;
 mod page;
 mod rewrite;
@@ -12,7 +14,7 @@ mod view;
 
 pub(crate) use diff::{changed, extents};
 pub(crate) use overlay::{Overlay, Span};
-pub(crate) use page::{Child, Page};
+pub(crate) use page::Page;
 pub(crate) use rewrite::{PageSink, apply};
 pub(crate) use table::{ObjectId, ObjectInfo, ObjectTable};
 pub(crate) use tree::{PageStore, walk};

@@ -9,7 +9,7 @@ use volmux_core::Result;
 
 use super::page::{Child, Page, TOP, span};
 use super::tree::{AHEAD, PageStore, Sub, below};
-use super::{MOST_BLOCKS, ObjectTable, Run, push};
+use super::{MOST_BLOCKS, ObjectTable, Run};
 use crate::tip::{PagePtr, Root};
 
 /// Where new pages go.

@@ -24,7 +24,7 @@ pub(in super::super) fn block_on<T>(future: impl Future<Output = T>) -> T {
 pub(in super::super) struct Pages {
     pub(in super::super) table: ObjectTable,
     bodies: Mutex<BTreeMap<PagePtr, Vec<u8>>>,
-    cached: Mutex<BTreeSet<PagePtr>>,
+    cached: Mutex<BTreeMap<PagePtr, Arc<Page>>>,
     pub(in super::super) loads: AtomicUsize,
     next: AtomicUsize,
     /// How often a page that was loaded is kept: in one of so many cases.
@@ -37,6 +37,14 @@ impl Pages {
             keep,
             ..Pages::default()
         })
+    }
+
+    /// With all that was ever loaded kept.
+    pub(in super::super) fn in_memory() -> Self {
+        Pages {
+            keep: 1,
+            ..Pages::default()
+        }
     }
 
     fn page(&self, at: &PagePtr) -> Arc<Page> {
@@ -55,14 +63,13 @@ impl PageStore for Pages {
     async fn load(&self, at: &PagePtr) -> Result<Arc<Page>> {
         let loads = self.loads.fetch_add(1, Ordering::Relaxed) + 1;
         if self.keep > 0 && loads.is_multiple_of(self.keep) {
-            self.cached.lock().unwrap().insert(*at);
+            self.cached.lock().unwrap().insert(*at, self.page(at));
         }
         Ok(self.page(at))
     }
 
     fn cached(&self, at: &PagePtr) -> Option<Arc<Page>> {
-        let cached = self.cached.lock().unwrap().contains(at);
-        cached.then(|| self.page(at))
+        self.cached.lock().unwrap().get(at).cloned()
     }
 }
 
