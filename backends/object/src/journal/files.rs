@@ -36,7 +36,9 @@ impl Dir {
         let path = pool.join(log.to_string());
         let deadline = Instant::now() + PATIENCE;
         loop {
-            make_dir(&pool).and_then(|()| make_dir(&path)).map_err(|e| cannot(&path, e))?;
+            make_dir(&pool)
+                .and_then(|()| make_dir(&path))
+                .map_err(|e| cannot(&path, e))?;
             match try_lock(&path) {
                 Ok(Some(lock)) => return Ok(Dir { path, _lock: lock }),
                 Ok(None) if Instant::now() >= deadline => {
@@ -44,11 +46,13 @@ impl Dir {
                         .with("path", path.display())
                         .reason("another process on this host has this volume's journal open"));
                 }
+                Ok(None) => {}
                 // Whoever closed it has just removed the directory.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound && Instant::now() < deadline => {}
                 Err(error) => return Err(cannot(&path, error)),
-                Ok(None) => thread::sleep(Duration::from_millis(10)),
             }
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -131,7 +135,11 @@ impl Dir {
     fn options(&self) -> OpenOptions {
         let mut options = OpenOptions::new();
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        options.read(true).write(true).mode(0o600).custom_flags(flags.bits() as i32);
+        options
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(flags.bits() as i32);
         options
     }
 }
@@ -161,7 +169,9 @@ fn check(dir: &Path) -> Result<()> {
     }
     // Sticky: others can make files in it, and not touch ours.
     if about.mode() & 0o022 != 0 && about.mode() & 0o1000 == 0 {
-        return Err(wrong("others may change what is in the journal's directory"));
+        return Err(wrong(
+            "others may change what is in the journal's directory",
+        ));
     }
     Ok(())
 }
@@ -175,7 +185,9 @@ fn make_dir(path: &Path) -> io::Result<()> {
         }
         Err(error) => Err(error),
         // The name has to last as long as what is below it.
-        Ok(()) => path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all()),
+        Ok(()) => path
+            .parent()
+            .map_or(Ok(()), |parent| File::open(parent)?.sync_all()),
     }
 }
 
@@ -184,7 +196,9 @@ fn try_lock(dir: &Path) -> io::Result<Option<File>> {
     let path = dir.join(LOCK);
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
-    let mut file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&path)?;
+    let mut file = options
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(&path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),

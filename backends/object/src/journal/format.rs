@@ -98,8 +98,7 @@ impl Header {
 
     /// Reads what [`encode`](Self::encode) wrote; none where it is something else.
     pub(super) fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
-        if u32_at(bytes, HEADER - 4) != crc_of(&[&bytes[..HEADER - 4]])
-            || !bytes.starts_with(MAGIC)
+        if u32_at(bytes, HEADER - 4) != crc_of(&[&bytes[..HEADER - 4]]) || !bytes.starts_with(MAGIC)
         {
             return None;
         }
@@ -250,7 +249,10 @@ impl Records {
     }
 
     fn head_crc(&self, position: u64, head: &[u8]) -> u32 {
-        crc32c_append(crc32c_append(self.seed, &position.to_le_bytes()), &head[4..HEAD])
+        crc32c_append(
+            crc32c_append(self.seed, &position.to_le_bytes()),
+            &head[4..HEAD],
+        )
     }
 }
 
@@ -337,7 +339,17 @@ mod tests {
         let data = Bytes::from_static(b"a secret that nobody else may know");
         let mut bytes = Vec::new();
         let offset = u64::from_le_bytes(*b"position");
-        records.encode(8, 0, &Op::Write { offset, data: data.clone() }, &mut bytes).unwrap();
+        records
+            .encode(
+                8,
+                0,
+                &Op::Write {
+                    offset,
+                    data: data.clone(),
+                },
+                &mut bytes,
+            )
+            .unwrap();
         assert!(bytes.windows(6).all(|w| !data.windows(6).any(|d| d == w)));
         assert!(bytes.windows(8).all(|w| w != b"position"));
     }

@@ -14,6 +14,7 @@ mod writer;
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -70,7 +71,9 @@ impl JournalConfig {
     }
 
     fn files(&self) -> usize {
-        usize::try_from(self.limit / self.segment).unwrap_or(usize::MAX).max(2)
+        usize::try_from(self.limit / self.segment)
+            .unwrap_or(usize::MAX)
+            .max(2)
     }
 
     /// Most data in one record, of which some have to fit into a file.
@@ -167,7 +170,10 @@ impl Journal {
             first: segment.header.first,
         });
         let live: VecDeque<Live> = live.collect();
-        let spares = found.spares.into_iter().map(|(number, file)| (number, Arc::new(file)));
+        let spares = found
+            .spares
+            .into_iter()
+            .map(|(number, file)| (number, Arc::new(file)));
         let spares: VecDeque<(u32, Arc<File>)> = spares.collect();
         let shared = Arc::new(Shared {
             id: found.journal,
@@ -201,6 +207,7 @@ impl Journal {
             work: Condvar::new(),
             changed: Notify::new(),
         });
+        shared.begin_at_once()?;
         let writer = Arc::clone(&shared);
         thread::Builder::new()
             .name("volmux-journal".to_owned())
@@ -247,23 +254,23 @@ impl Journal {
     /// If that can't be had from the disk any more. The journal is of no use from then on, and
     /// each call fails: the volume goes on without it, and a flush has to commit to the store.
     pub(crate) async fn sync(&self) -> Result<()> {
-        let target = {
+        let (target, wake) = {
             let mut state = self.0.state();
             state.wanted = state.wanted.max(state.appended);
-            if state.synced < state.wanted && state.idle {
-                self.0.work.notify_one();
-            }
-            state.appended
+            (state.appended, state.idle && state.synced < state.wanted)
         };
+        if wake {
+            self.0.work.notify_one();
+        }
         let shared = &self.0;
         let synced = shared.until(|| {
             let state = shared.state();
             match &state.failed {
                 Some((kind, reason)) => Some(Err(shared.error(*kind, reason))),
                 None if state.synced >= target => Some(Ok(())),
-                None if state.ended => {
-                    Some(Err(shared.error(ErrorKind::Internal, "the journal was closed")))
-                }
+                None if state.ended => Some(Err(
+                    shared.error(ErrorKind::Internal, "the journal was closed")
+                )),
                 None => None,
             }
         });
@@ -331,7 +338,9 @@ impl Shared {
     }
 
     fn error(&self, kind: ErrorKind, reason: &str) -> Error {
-        Error::new(kind, "flush").with("path", self.path.display()).reason(reason)
+        Error::new(kind, "flush")
+            .with("path", self.path.display())
+            .reason(reason)
     }
 
     fn record(&self, data: usize) -> u64 {
@@ -360,7 +369,10 @@ impl Shared {
                 .help("wait until more of it is in the store, or set a larger journal_size"));
         }
         match op {
-            Op::Write { mut offset, mut data } => {
+            Op::Write {
+                mut offset,
+                mut data,
+            } => {
                 while data.len() > self.most {
                     let data = data.split_to(self.most);
                     let length = data.len() as u64;
@@ -372,8 +384,9 @@ impl Shared {
             }
             Op::Zero { .. } => self.push(&mut state, op, 0)?,
         }
-        let end = state.appended;
-        if state.idle && state.queued >= WAKE {
+        let (end, wake) = (state.appended, state.idle && state.queued >= WAKE);
+        drop(state);
+        if wake {
             self.work.notify_one();
         }
         Ok(end)
@@ -416,7 +429,8 @@ impl Shared {
             synced: state.synced,
         };
         let records = Records::new(&self.seal, &header).map_err(|damage| {
-            self.error(ErrorKind::Internal, "the journal's key can't be made").with_source(damage)
+            self.error(ErrorKind::Internal, "the journal's key can't be made")
+                .with_source(damage)
         })?;
         let first = header.first;
         state.live.push_back(Live {
@@ -431,6 +445,23 @@ impl Shared {
         });
         if state.spares.is_empty() && state.files < state.most_files && !state.preparing {
             self.prepare(state);
+        }
+        Ok(())
+    }
+
+    /// Has a new segment on the disk before anything else: what was ignored when the journal was
+    /// opened lies behind its beginning, and can't count any more.
+    fn begin_at_once(self: &Arc<Self>) -> Result<()> {
+        let mut state = self.state();
+        self.begin(&mut state)?;
+        state.used = Some(RECORDS);
+        for item in &state.queue {
+            if let Item::Segment { file, header, .. } = item {
+                let begun = file.write_all_at(&header.encode(), 0);
+                begun
+                    .and_then(|()| file.sync_data())
+                    .map_err(|e| cannot(&self.path, e))?;
+            }
         }
         Ok(())
     }
@@ -475,11 +506,15 @@ impl Shared {
     /// For the thread: waits for work.
     fn next_work(&self) -> Work {
         let mut state = self.state();
-        while state.queued < WAKE && state.wanted <= state.synced && !state.ending
-            || state.failed.is_some() && !state.ending
-        {
+        let nothing = |state: &State| {
+            state.failed.is_some() || (state.queued < WAKE && state.wanted <= state.synced)
+        };
+        while !state.ending && nothing(&state) {
             state.idle = true;
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .work
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         state.idle = false;
         Work {
@@ -487,7 +522,7 @@ impl Shared {
             bytes: std::mem::take(&mut state.queued),
             end: state.appended,
             synced: state.synced,
-            sync: state.wanted > state.synced || state.ending && !state.clean,
+            sync: state.wanted > state.synced || (state.ending && !state.clean),
             last: state.ending,
         }
     }
@@ -522,7 +557,10 @@ impl Shared {
     fn ended(&self) {
         let mut state = self.state();
         while state.preparing {
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .work
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         state.ending = true;
         let clean = state.clean;

@@ -149,7 +149,9 @@ fn choose(dir: &Dir, size: u64, found: &mut Found) -> Result<()> {
         }
         chain.push(segment);
     }
-    let begin = chain.iter().rposition(|segment| segment.header.first <= found.start);
+    let begin = chain
+        .iter()
+        .rposition(|segment| segment.header.first <= found.start);
     let Some(begin) = begin else {
         return Err(lost(dir, found.start, chain[0].header.first));
     };
@@ -166,7 +168,10 @@ fn choose(dir: &Dir, size: u64, found: &mut Found) -> Result<()> {
         (end, synced) = (scan.end, synced.max(scan.synced));
         whole += usize::from(next == Some(end));
         // It may be there only because the system still has it in memory.
-        segment.file.sync_data().map_err(|e| cannot(dir.path(), e))?;
+        segment
+            .file
+            .sync_data()
+            .map_err(|e| cannot(dir.path(), e))?;
     }
     if end < synced {
         return Err(lost(dir, end, synced));
@@ -277,7 +282,9 @@ impl Window {
             return Ok(None);
         };
         let body = self.get(at + HEAD as u64, head.body)?;
-        Ok(body.filter(|body| segment.records.fits(&head, body)).map(|body| (head, body)))
+        Ok(body
+            .filter(|body| segment.records.fits(&head, body))
+            .map(|body| (head, body)))
     }
 }
 
@@ -307,7 +314,11 @@ impl Replay {
     }
 
     fn step(&mut self) -> Result<(u64, Op)> {
-        let next = self.segments.as_slice().first().map(|next| next.header.first);
+        let next = self
+            .segments
+            .as_slice()
+            .first()
+            .map(|next| next.header.first);
         if self.current.is_none() || next.is_some_and(|first| first <= self.position) {
             self.current = self.segments.next().map(|segment| {
                 let window = Window::new(&segment.file);

@@ -54,12 +54,16 @@ pub(super) fn run(shared: &Arc<Shared>) {
     // However this ends, nobody may go on waiting for it.
     let _ended = Ended(shared);
     let mut output = Output::default();
+    let mut failed = false;
     loop {
         let work = shared.next_work();
         let (bytes, end, sync, last) = (work.bytes, work.end, work.sync, work.last);
-        let written = output.write(work);
-        let written = written.and_then(|()| if sync { output.sync() } else { Ok(()) });
-        shared.done(bytes, sync.then_some(end), written.err());
+        if !failed {
+            let written = output.write(work);
+            let written = written.and_then(|()| if sync { output.sync() } else { Ok(()) });
+            failed = written.is_err();
+            shared.done(bytes, sync.then_some(end), written.err());
+        }
         if last {
             return;
         }
@@ -110,7 +114,9 @@ impl Output {
                     let Some(target) = &self.segment else {
                         continue;
                     };
-                    target.records.encode(position, work.synced, &op, &mut self.buffer)?;
+                    target
+                        .records
+                        .encode(position, work.synced, &op, &mut self.buffer)?;
                     if self.buffer.len() >= CHUNK {
                         self.flush()?;
                     }
