@@ -3,10 +3,13 @@
 mod cache;
 mod catalog;
 mod codec;
+mod config;
 mod envelope;
 mod fault;
 mod ids;
 mod keys;
 mod seal;
+mod secret;
+mod setting;
 mod store;
 mod tip;
