@@ -280,6 +280,10 @@ impl Answer {
         let kind = ErrorKind::of_io(&error);
         let fault = Fault::new(kind, kind == ErrorKind::Busy, error.to_string());
         Some(match kind {
+            ErrorKind::Corrupt => Fault {
+                reason: "what is stored there is not what a store holds".to_owned(),
+                ..fault
+            },
             ErrorKind::NoSpace => fault.help("free space there, then try again"),
             ErrorKind::PermissionDenied => fault.help("check owner and mode of the directory"),
             _ => fault,

@@ -20,7 +20,7 @@ use crate::ids::Ids;
 use crate::seal::Damage;
 
 /// Nothing longer is read into memory; nothing so long is ever stored.
-const READ_LIMIT: u64 = 64 << 20;
+pub(crate) const READ_LIMIT: u64 = 64 << 20;
 /// Names per request to delete: Azure takes 256, S3 1000.
 const DELETE_BATCH: usize = 250;
 const FIRST_DELAY: Duration = Duration::from_millis(20);
@@ -306,6 +306,11 @@ impl Store {
         }
     }
 
+    /// The error for a request that failed once and for all.
+    pub fn failed_once(&self, op: &'static str, name: &str, fault: Fault) -> Error {
+        self.failed(op, name, fault, &Retry::new(Duration::ZERO))
+    }
+
     fn failed(&self, op: &'static str, name: &str, fault: Fault, retry: &Retry) -> Error {
         let Fault { kind, reason, .. } = fault;
         let error = self.error(kind, op, name);
@@ -454,4 +459,4 @@ impl Lister {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -125,10 +125,10 @@ proptest! {
         value in "[a-zA-Z0-9:/.%-]{0,12}",
     ) {
         let text = format!("{scheme}:{rest}?{option}={value}");
-        if let Ok(url) = text.parse::<PoolUrl>() {
-            if let Ok(config) = ObjectConfig::from_url(&url) {
-                prop_assert_eq!(config.check().is_ok(), true);
-            }
+        if let Ok(url) = text.parse::<PoolUrl>()
+            && let Ok(config) = ObjectConfig::from_url(&url)
+        {
+            prop_assert!(config.check().is_ok());
         }
     }
 }
