@@ -6,12 +6,13 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use volmux_core::{Error, ErrorKind, Result};
+use volmux_core::{ErrorKind, Result};
 
 use crate::config::{Compression, Encryption, ObjectConfig};
 use crate::envelope::FORMAT;
+use crate::ids::Ids;
 use crate::keys::POOL;
-use crate::probe::{PROBES, probe};
+use crate::probe::PROBES;
 use crate::seal::Seal;
 use crate::secret::{PoolKey, is_wrapped_key};
 use crate::store::{Patience, Put, Store};
@@ -68,73 +69,73 @@ fn at_opening(store: &Store) -> Store {
     })
 }
 
+/// Looks for a pool; `None` where one may be made. Changes nothing.
+///
+/// # Errors
+/// `NotFound` if there is nothing and the pool is to be read only, or no bucket; `InvalidConfig`
+/// if other objects are there, the format is newer or the options contradict it;
+/// `Unauthenticated` for a missing or wrong key; `Corrupt`.
+pub(crate) async fn read(
+    op: &'static str,
+    store: &Store,
+    config: &ObjectConfig,
+) -> Result<Option<Format>> {
+    let store = &at_opening(store);
+    if let Some(bytes) = store.get(op, POOL).await? {
+        return Format::read(store, config, op, &bytes).map(Some);
+    }
+    let mut others = store.list(op, "", None).try_filter(|listed| {
+        // What a probe that was cut short has left is nobody's.
+        let other = !listed.name.starts_with(PROBES);
+        std::future::ready(other)
+    });
+    match others.try_next().await? {
+        // Somebody may have made it between the two requests.
+        Some(other) if other.name == POOL => match store.get(op, POOL).await? {
+            Some(bytes) => Format::read(store, config, op, &bytes).map(Some),
+            None => Ok(None),
+        },
+        Some(other) if !config.init => Err(store
+            .error(ErrorKind::InvalidConfig, op, &other.name)
+            .reason("there is no pool here, but there are other objects")
+            .help("choose another prefix, or add init=true to make a pool beside them")),
+        _ if config.read_only => Err(store
+            .error(ErrorKind::NotFound, op, POOL)
+            .reason("there is no pool here")
+            .help("open it without read_only=true to make one")),
+        _ => Ok(None),
+    }
+}
+
+/// Makes a pool where [`read`] found none, in a store that was found fit for it. Where somebody
+/// else was faster, theirs is it.
+///
+/// # Errors
+/// Those of [`read`].
+pub(crate) async fn create(
+    op: &'static str,
+    store: &Store,
+    config: &ObjectConfig,
+    ids: &Ids,
+) -> Result<Format> {
+    let (format, bytes) = Format::new(store, config, op, ids.uuid())?;
+    match store.put_new(op, POOL, bytes).await? {
+        Put::Created => Ok(format),
+        Put::Taken => read(op, store, config).await?.ok_or_else(|| {
+            store
+                .error(ErrorKind::Unavailable, op, POOL)
+                .reason("somebody made a pool here and removed it again")
+        }),
+    }
+}
+
 impl Format {
-    /// Looks for a pool; `None` where one may be made. Changes nothing.
-    ///
-    /// # Errors
-    /// `NotFound` if there is nothing and the pool is to be read only, or no bucket;
-    /// `InvalidConfig` if other objects are there, the format is newer or the options contradict
-    /// it; `Unauthenticated` for a missing or wrong key; `Corrupt`.
-    pub async fn find(
+    fn new(
         store: &Store,
         config: &ObjectConfig,
         op: &'static str,
-    ) -> Result<Option<Format>> {
-        let store = &at_opening(store);
-        if let Some(bytes) = store.get(op, POOL).await? {
-            return Format::read(store, config, op, &bytes).map(Some);
-        }
-        let mut others = store.list(op, "", None).try_filter(|listed| {
-            // What a probe that was cut short has left is nobody's.
-            let other = !listed.name.starts_with(PROBES);
-            std::future::ready(other)
-        });
-        match others.try_next().await? {
-            Some(other) if !config.init => Err(store
-                .error(ErrorKind::InvalidConfig, op, &other.name)
-                .reason("there is no pool here, but there are other objects")
-                .help("choose another prefix, or add init=true to make a pool beside them")),
-            _ if config.read_only => Err(store
-                .error(ErrorKind::NotFound, op, POOL)
-                .reason("there is no pool here")
-                .help("open it without read_only=true to make one")),
-            _ => Ok(None),
-        }
-    }
-
-    /// Makes sure that the store is fit to be written to, and makes a pool where there is none.
-    /// To be called before the first change.
-    ///
-    /// # Errors
-    /// `Unsupported` for a store that is not; `PermissionDenied` if the pool is to be read only;
-    /// those of [`find`](Self::find).
-    pub async fn prepare(store: &Store, config: &ObjectConfig, op: &'static str) -> Result<Format> {
-        if config.read_only {
-            return Err(Error::new(ErrorKind::PermissionDenied, op)
-                .with("pool", store)
-                .reason("the pool was opened with read_only=true"));
-        }
-        let found = Format::find(store, config, op).await?;
-        probe(store, op).await?;
-        if let Some(found) = found {
-            return Ok(found);
-        }
-        let (format, bytes) = Format::new(store, config, op)?;
-        match store.put_new(op, POOL, bytes).await? {
-            Put::Created => Ok(format),
-            Put::Taken => {
-                let found = Format::find(store, config, op).await?;
-                found.ok_or_else(|| {
-                    store
-                        .error(ErrorKind::Unavailable, op, POOL)
-                        .reason("somebody made a pool here and removed it again")
-                })
-            }
-        }
-    }
-
-    fn new(store: &Store, config: &ObjectConfig, op: &'static str) -> Result<(Format, Bytes)> {
-        let id = store.ids().uuid();
+        id: Uuid,
+    ) -> Result<(Format, Bytes)> {
         let compression = config.compression.unwrap_or_default();
         let failed = |reason: &str| store.error(ErrorKind::Internal, op, POOL).reason(reason);
         let (seal, encryption) = match config.encryption {

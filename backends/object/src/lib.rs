@@ -18,3 +18,6 @@ mod setting;
 mod store;
 mod tip;
 mod walk;
+
+pub use config::{Compression, Encryption, Flush, Location, ObjectConfig};
+pub use secret::PoolKey;

@@ -459,4 +459,4 @@ impl Lister {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -4,6 +4,8 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use proptest::prelude::*;
 
+use volmux_core::Error;
+
 use super::*;
 use crate::envelope::Kind;
 use crate::ids::Ids;
@@ -40,10 +42,18 @@ fn encrypted(key: u8) -> ObjectConfig {
     }
 }
 
+/// What a pool does before its first change.
+async fn make(store: &Store, config: &ObjectConfig) -> Result<Format> {
+    match read(OP, store, config).await? {
+        Some(found) => Ok(found),
+        None => create(OP, store, config, store.ids()).await,
+    }
+}
+
 async fn refused(store: &Store, config: &ObjectConfig) -> Error {
-    let found = Format::find(store, config, OP).await.expect_err("refused");
+    let found = read(OP, store, config).await.expect_err("refused");
     if !config.read_only {
-        let prepared = Format::prepare(store, config, OP).await;
+        let prepared = make(store, config).await;
         assert_eq!(prepared.expect_err("refused").kind(), found.kind());
     }
     found
@@ -53,16 +63,11 @@ async fn refused(store: &Store, config: &ObjectConfig) -> Error {
 async fn a_pool_is_made_before_the_first_change_and_found_from_then_on() {
     let inner = Arc::new(InMemory::new());
     let (store, config) = (store(&inner), config("compression=zstd"));
-    assert!(
-        Format::find(&store, &config, OP)
-            .await
-            .expect("empty")
-            .is_none()
-    );
+    assert!(read(OP, &store, &config).await.expect("empty").is_none());
     assert_eq!(store.get(OP, POOL).await.expect("get"), None);
-    let made = Format::prepare(&store, &config, OP).await.expect("made");
-    let again = Format::prepare(&store, &config, OP).await.expect("there");
-    let found = Format::find(&store, &self::config("read_only=true"), OP).await;
+    let made = make(&store, &config).await.expect("made");
+    let again = make(&store, &config).await.expect("there");
+    let found = read(OP, &store, &self::config("read_only=true")).await;
     let found = found.expect("found").expect("a pool");
     assert_eq!((made.id, made.id), (again.id, found.id));
     assert_eq!(found.compression, Compression::Zstd);
@@ -75,7 +80,7 @@ async fn of_two_that_make_a_pool_both_have_the_same() {
     let inner = Arc::new(InMemory::new());
     let (a, b) = (store(&inner), store(&inner));
     let (one, two) = (encrypted(1), encrypted(1));
-    let (one, two) = futures::join!(Format::prepare(&a, &one, OP), Format::prepare(&b, &two, OP));
+    let (one, two) = futures::join!(make(&a, &one), make(&b, &two));
     let (one, two) = (one.expect("made"), two.expect("made"));
     assert_eq!(one.id, two.id);
     let wrapped = one
@@ -96,7 +101,7 @@ async fn what_is_no_pool_is_not_made_one_without_leave() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     store.put(OP, "probe/left", "x".into()).await.expect("put");
     assert!(
-        Format::find(&store, &config(""), OP)
+        read(OP, &store, &config(""))
             .await
             .expect("empty")
             .is_none()
@@ -108,15 +113,10 @@ async fn what_is_no_pool_is_not_made_one_without_leave() {
     let error = refused(&store, &config("")).await;
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
     assert_eq!(error.get("object"), Some("photos/1.jpg"));
-    let error = Format::prepare(&store, &config("read_only=true"), OP).await;
-    assert_eq!(
-        error.expect_err("read only").kind(),
-        ErrorKind::PermissionDenied
-    );
-    Format::prepare(&store, &config("init=true"), OP)
+    make(&store, &config("init=true"))
         .await
         .expect("with leave");
-    Format::find(&store, &config(""), OP)
+    read(OP, &store, &config(""))
         .await
         .expect("found")
         .expect("a pool");
@@ -126,15 +126,13 @@ async fn what_is_no_pool_is_not_made_one_without_leave() {
 async fn options_must_fit_the_pool() {
     let inner = Arc::new(InMemory::new());
     let store = store(&inner);
-    Format::prepare(&store, &config(""), OP)
-        .await
-        .expect("made");
+    make(&store, &config("")).await.expect("made");
     for config in [config("compression=lz4"), encrypted(1), with_key(1)] {
         let error = refused(&store, &config).await;
         assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
         assert!(error.get("option").is_some());
     }
-    Format::find(&store, &config("compression=none"), OP)
+    read(OP, &store, &config("compression=none"))
         .await
         .expect("it fits");
 }
@@ -143,18 +141,14 @@ async fn options_must_fit_the_pool() {
 async fn an_encrypted_pool_opens_with_its_key_only() {
     let inner = Arc::new(InMemory::new());
     let store = store(&inner);
-    let error = Format::prepare(&store, &with_key(1), OP)
-        .await
-        .expect_err("what for?");
+    let error = make(&store, &with_key(1)).await.expect_err("what for?");
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
-    Format::prepare(&store, &encrypted(1), OP)
-        .await
-        .expect("made");
+    make(&store, &encrypted(1)).await.expect("made");
     for config in [config(""), with_key(2), encrypted(2)] {
         let error = refused(&store, &config).await;
         assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
     }
-    Format::find(&store, &with_key(1), OP)
+    read(OP, &store, &with_key(1))
         .await
         .expect("found")
         .expect("a pool");
