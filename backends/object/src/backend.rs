@@ -1,4 +1,4 @@
-//! The backend: pools by URL.
+//! The backend: from a URL to a pool.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use volmux_core::{Backend, Pool, PoolUrl, Result};
 use crate::config::ObjectConfig;
 use crate::pool::ObjectPool;
 
-/// Opens `s3:`, `az:`, `gs:`, `file+object:` and `memory+object:` pools.
+/// Backend of `s3:`, `az:`, `gs:`, `file+object:` and `memory+object:` URLs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ObjectBackend;
 
@@ -19,7 +19,6 @@ impl Backend for ObjectBackend {
     }
 
     async fn open(&self, url: &PoolUrl) -> Result<Arc<dyn Pool>> {
-        let pool = ObjectPool::open(ObjectConfig::from_url(url)?).await?;
-        Ok(pool)
+        Ok(ObjectPool::open(ObjectConfig::from_url(url)?).await?)
     }
 }

@@ -38,3 +38,4 @@ mod walk;
 pub use backend::ObjectBackend;
 pub use config::{Compression, Encryption, Flush, Location, ObjectConfig};
 pub use pool::ObjectPool;
+pub use secret::PoolKey;

@@ -202,17 +202,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn a_listing_has_the_order_of_the_names(
-        all in prop::collection::btree_set("[ab.-]{1,2}(/[ab0-]{1,2}){0,2}", 1..12),
-        offset in "[ab.-]{1,2}(/[ab0-]{1,2}){0,2}",
+        all in prop::collection::btree_set("[ab-][ab.-]?(/[ab0-]{1,2}){0,2}", 1..12),
+        offset in "[ab-][ab.-]?(/[ab0-]{1,2}){0,2}",
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
             let (_dir, store) = store();
             let mut expected = std::collections::BTreeSet::new();
             for name in &all {
-                let plain = !name.split('/').any(|part| part == "." || part == "..");
                 // A file system cannot have a file and a directory of one name.
-                if plain && put(&store, name, "x", PutMode::Create).await.is_ok() {
+                if put(&store, name, "x", PutMode::Create).await.is_ok() {
                     expected.insert(name.clone());
                 }
             }
