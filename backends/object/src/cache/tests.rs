@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::sync::atomic::AtomicU32;
 
 use futures::{FutureExt, future};
 use uuid::Uuid;
@@ -170,10 +170,10 @@ async fn a_missing_block_is_loaded_by_one() {
 #[tokio::test]
 async fn a_page_is_loaded_once_for_all() {
     let cache = cache(8 * MIB);
-    let loads = Cell::new(0);
+    let loads = AtomicU32::new(0);
     let load = || {
         cache.page_or_load(at(4), async {
-            loads.set(loads.get() + 1);
+            loads.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
             Ok((Arc::new("page".to_owned()), 4))
         })
@@ -181,20 +181,20 @@ async fn a_page_is_loaded_once_for_all() {
     for page in future::join_all((0..10).map(|_| load())).await {
         assert_eq!(*page.unwrap(), "page");
     }
-    assert_eq!(loads.get(), 1);
+    assert_eq!(loads.load(Ordering::Relaxed), 1);
     load().await.unwrap();
-    assert_eq!(loads.get(), 1);
+    assert_eq!(loads.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
 async fn a_page_that_fails_fails_for_all_that_wait_and_is_tried_again_by_the_next() {
     let cache = cache(8 * MIB);
-    let loads = Cell::new(0);
+    let loads = AtomicU32::new(0);
     let load = || {
         cache.page_or_load(at(4), async {
-            loads.set(loads.get() + 1);
+            loads.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
-            match loads.get() {
+            match loads.load(Ordering::Relaxed) {
                 1 => Err(Error::new(ErrorKind::Corrupt, "read_at")),
                 _ => Ok((Arc::new("page".to_owned()), 4)),
             }
@@ -203,17 +203,17 @@ async fn a_page_that_fails_fails_for_all_that_wait_and_is_tried_again_by_the_nex
     for page in future::join_all((0..10).map(|_| load())).await {
         assert_eq!(page.unwrap_err().kind(), ErrorKind::Corrupt);
     }
-    assert_eq!(loads.get(), 1);
+    assert_eq!(loads.load(Ordering::Relaxed), 1);
     assert_eq!(*load().await.unwrap(), "page");
 }
 
 #[tokio::test]
 async fn a_page_whose_reader_goes_away_is_loaded_by_the_next_in_line() {
     let cache = cache(8 * MIB);
-    let mut first = Box::pin(cache.page_or_load(at(4), async future::pending().await));
+    let mut first = Box::pin(cache.page_or_load(at(4), future::pending()));
     assert!((&mut first).now_or_never().is_none());
     let mut second =
-        Box::pin(cache.page_or_load(at(4), async Ok((Arc::new("second".to_owned()), 6))));
+        Box::pin(cache.page_or_load(at(4), async { Ok((Arc::new("second".to_owned()), 6)) }));
     assert!((&mut second).now_or_never().is_none());
     drop(first);
     assert_eq!(*second.await.unwrap(), "second");
