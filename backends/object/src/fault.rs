@@ -211,10 +211,11 @@ impl Answer {
             .split_once("status code: ")
             .and_then(|(_, rest)| rest.get(..3)?.parse().ok());
         self.status = self.status.or(status);
-        let code = text
-            .split_once("<Code>")
-            .and_then(|(_, rest)| rest.split_once("</Code>"))
-            .and_then(|(code, _)| CODES.iter().find(|known| **known == code));
+        // As an answer's body has it, and as the client words it for each object of several.
+        let code = [("<Code>", "</Code>"), ("(code: ", ")")]
+            .iter()
+            .find_map(|(before, after)| Some(text.split_once(before)?.1.split_once(after)?.0))
+            .and_then(|code| CODES.iter().find(|known| **known == code));
         self.code = self.code.or(code.copied());
     }
 
@@ -439,6 +440,17 @@ mod tests {
             );
             assert!(!format!("{fault:?}").contains("canary"), "{fault:?}");
         }
+    }
+
+    #[test]
+    fn what_fails_for_one_object_of_several_is_understood() {
+        let text = "DeleteObjects request failed for key x: canary (code: AccessDenied)";
+        let fault = Fault::from(generic(text));
+        assert_eq!(
+            (fault.kind, fault.transient),
+            (ErrorKind::PermissionDenied, false)
+        );
+        assert!(!fault.reason.contains("canary"));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Finds out whether a store keeps the promise that everything rests on: of two puts that create
 //! the same object, one fails.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::future::{join, join_all};
 use volmux_core::{Error, ErrorKind, Result};
 
 use crate::fault::{Fault, is_taken};
-use crate::store::Store;
+use crate::store::{Patience, Store};
 
 /// Where the objects are that it makes and removes.
 pub(crate) const PROBES: &str = "probe/";
@@ -15,6 +17,8 @@ pub(crate) const PROBES: &str = "probe/";
 const RACES: usize = 12;
 /// Length of what is put.
 const LENGTH: usize = 4096;
+/// How long it tries to remove what it put.
+const CLEANING: Duration = Duration::from_secs(15);
 /// How often it is done again when requests fail.
 const TRIES: u32 = 5;
 
@@ -32,6 +36,12 @@ pub(crate) async fn probe(store: &Store, op: &'static str) -> Result<()> {
             .collect();
         let races = names.iter().map(|name| race(store, op, name));
         let outcome: Result<Vec<bool>> = join_all(races).await.into_iter().collect();
+        // What cannot be removed is not used either, and whoever may not put may not delete.
+        let brief = store.patience();
+        let store = store.with_patience(Patience {
+            write: brief.write.min(CLEANING),
+            ..brief
+        });
         let cleared = store.delete(op, names).await;
         let clear = outcome?.into_iter().all(|clear| clear);
         cleared?;
@@ -54,21 +64,15 @@ async fn race(store: &Store, op: &'static str, name: &str) -> Result<bool> {
         Bytes::from(body)
     });
     let (first, second) = join(
-        store.create(name, bodies[0].clone()),
-        store.create(name, bodies[1].clone()),
+        create(store, op, name, bodies[0].clone()),
+        create(store, op, name, bodies[1].clone()),
     )
     .await;
-    let won = [
-        outcome(store, op, name, first)?,
-        outcome(store, op, name, second)?,
-    ];
+    let won = [first?, second?];
     let winner = match won {
         [Some(true), Some(true)] => {
-            return Err(unusable(
-                store,
-                op,
-                "of two puts that create an object, both succeed",
-            ));
+            let reason = "of two puts that create an object, both succeed";
+            return Err(unusable(store, op, reason));
         }
         [Some(true), Some(false)] => 0,
         [Some(false), Some(true)] => 1,
@@ -79,34 +83,26 @@ async fn race(store: &Store, op: &'static str, name: &str) -> Result<bool> {
         let reason = "of two puts that create an object, the one that fails is stored";
         return Err(unusable(store, op, reason));
     }
-    let again = store.create(name, bodies[1 - winner].clone()).await;
-    match outcome(store, op, name, again)? {
-        Some(true) => Err(unusable(
-            store,
-            op,
-            "an object that exists is created again",
-        )),
+    match create(store, op, name, bodies[1 - winner].clone()).await? {
+        Some(true) => {
+            let reason = "an object that exists is created again";
+            Err(unusable(store, op, reason))
+        }
         won => Ok(won == Some(false)),
     }
 }
 
 /// Whether a create-only put won; `None` if it failed for another reason, which may pass.
-fn outcome(
-    store: &Store,
-    op: &'static str,
-    name: &str,
-    put: object_store::Result<()>,
-) -> Result<Option<bool>> {
-    match put {
-        Ok(()) => Ok(Some(true)),
-        Err(error) if is_taken(&error) => Ok(Some(false)),
-        Err(error) => {
-            let fault = Fault::from(error);
-            if fault.transient {
-                return Ok(None);
-            }
-            Err(store.failed_once(op, name, fault))
-        }
+async fn create(store: &Store, op: &'static str, name: &str, body: Bytes) -> Result<Option<bool>> {
+    let put = store.create(name, body);
+    match tokio::time::timeout(store.patience().request, put).await {
+        Ok(Ok(())) => Ok(Some(true)),
+        Ok(Err(error)) if is_taken(&error) => Ok(Some(false)),
+        Ok(Err(error)) => match Fault::from(error) {
+            fault if fault.transient => Ok(None),
+            fault => Err(store.failed_once(op, name, fault)),
+        },
+        Err(_) => Ok(None),
     }
 }
 

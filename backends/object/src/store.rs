@@ -208,7 +208,7 @@ impl Store {
         self.retried(op, name, self.patience.write, put).await
     }
 
-    /// One try of a create-only put.
+    /// One try of a create-only put, with no limit of time.
     pub async fn create(&self, name: &str, bytes: Bytes) -> object_store::Result<()> {
         let (path, options) = (self.path(name), PutOptions::from(PutMode::Create));
         self.inner
