@@ -65,7 +65,11 @@ impl Ready {
                 }
                 if newest.phase == Phase::Retired {
                     let marker = self.shared.ids.uuid();
-                    if !self.catalog.try_commit(op, head, vec![Change::Gc { marker }]).await? {
+                    if !self
+                        .catalog
+                        .try_commit(op, head, vec![Change::Gc { marker }])
+                        .await?
+                    {
                         continue;
                     }
                 }
@@ -104,12 +108,7 @@ impl Ready {
 
     /// Makes sure that nobody writes a log any more, for the catalogue's state as of `head`, and
     /// returns what it holds.
-    pub(crate) async fn retire(
-        &self,
-        op: &'static str,
-        entry: &Entry,
-        log: LogId,
-    ) -> Result<Tip> {
+    pub(crate) async fn retire(&self, op: &'static str, entry: &Entry, log: LogId) -> Result<Tip> {
         let mut patience = Patience::new(self.shared.store.patience().write);
         loop {
             let newest = self.shared.newest_manifest(op, log, 0).await?;
@@ -123,7 +122,13 @@ impl Ready {
                     }
                 }
             }
-            let manifest = next(log, newest, &entry.base, self.living.owner(), Phase::Retired);
+            let manifest = next(
+                log,
+                newest,
+                &entry.base,
+                self.living.owner(),
+                Phase::Retired,
+            );
             if self.put(op, &manifest).await? {
                 return Ok(manifest.tip);
             }
@@ -147,7 +152,11 @@ impl Ready {
     }
 
     /// What a volume holds now, as far as it is committed.
-    pub(crate) async fn committed_tip(&self, op: &'static str, entry: &Entry) -> Result<(u64, Tip)> {
+    pub(crate) async fn committed_tip(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+    ) -> Result<(u64, Tip)> {
         if let Some(log) = entry.log
             && let Some(newest) = self.shared.newest_manifest(op, log, 0).await?
         {
@@ -203,9 +212,8 @@ impl Ready {
     pub(crate) async fn mark(&self, op: &'static str, volume: VolumeId) -> Result<Mark> {
         let living = Living::begin(self.shared.ids.uuid());
         let name = keys::reader(volume, living.owner().instance);
-        let body = serde_json::to_vec(living.owner()).map_err(|error| {
-            Error::new(ErrorKind::Internal, op).with_source(error)
-        })?;
+        let body = serde_json::to_vec(living.owner())
+            .map_err(|error| Error::new(ErrorKind::Internal, op).with_source(error))?;
         self.shared.store.put(op, &name, body.into()).await?;
         let store = self.shared.store.clone();
         Ok(Mark {
@@ -224,7 +232,10 @@ impl Ready {
         name: &VolumeName,
     ) -> Result<()> {
         let store = &self.shared.store;
-        let marks: Vec<_> = store.list(op, &keys::readers(volume), None).try_collect().await?;
+        let marks: Vec<_> = store
+            .list(op, &keys::readers(volume), None)
+            .try_collect()
+            .await?;
         for mark in marks {
             let Some(bytes) = store.get(op, &mark.name).await? else {
                 continue;
@@ -269,7 +280,9 @@ enum Free {
 /// The manifest after `newest`, with the same content.
 fn next(log: LogId, newest: Option<Manifest>, base: &Tip, owner: &Owner, phase: Phase) -> Manifest {
     let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
-    let fences = newest.as_ref().is_some_and(|newest| newest.phase != Phase::Closed);
+    let fences = newest
+        .as_ref()
+        .is_some_and(|newest| newest.phase != Phase::Closed);
     Manifest {
         log,
         number,
@@ -307,4 +320,3 @@ impl Patience {
         Ok(())
     }
 }
-

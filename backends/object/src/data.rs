@@ -97,7 +97,10 @@ pub(crate) fn padded(envelope: &Bytes, stride: usize) -> (u16, Bytes) {
     let start = envelope.len().div_ceil(stride);
     let filling = vec![0; start * stride - envelope.len()];
     // A header of 65,535 strides would tell of millions of extents.
-    (u16::try_from(start).unwrap_or(u16::MAX), Bytes::from(filling))
+    (
+        u16::try_from(start).unwrap_or(u16::MAX),
+        Bytes::from(filling),
+    )
 }
 
 #[cfg(test)]

@@ -57,7 +57,9 @@ impl ObjectDevice {
             None => self.hold.of.engine(),
         };
         let Some(engine) = engine else {
-            return Err(self.error(ErrorKind::Internal, op).reason("the volume has no engine"));
+            return Err(self
+                .error(ErrorKind::Internal, op)
+                .reason("the volume has no engine"));
         };
         engine.follow(op).await?;
         Ok(engine)
@@ -105,7 +107,10 @@ impl BlockDevice for ObjectDevice {
             return Ok(Bytes::new());
         }
         let engine = self.reading(op).await?;
-        engine.read(op, range).await.map_err(|error| self.named(error))
+        engine
+            .read(op, range)
+            .await
+            .map_err(|error| self.named(error))
     }
 
     async fn write_at(&self, offset: u64, data: Bytes) -> Result<()> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use volmux_core::{
-    ByteSize, Control, ErrorKind, Origin, OriginKind, Provisioning, Result, Volume,
-    VolumeId, VolumeName, transfer,
+    ByteSize, Control, ErrorKind, Origin, OriginKind, Provisioning, Result, Volume, VolumeId,
+    VolumeName, transfer,
 };
 
 use crate::catalog::{Change, Entry};
@@ -67,7 +67,10 @@ impl Ready {
                     .reason("the name is taken by a volume made with other arguments")
                     .help("choose another name"));
             }
-            Ok(Decided::Change(vec![Change::Put(Entry::clone(&new))], new.clone()))
+            Ok(Decided::Change(
+                vec![Change::Put(Entry::clone(&new))],
+                new.clone(),
+            ))
         };
         self.decided(op, name, size, decide).await
     }
@@ -95,7 +98,10 @@ impl Ready {
                 name: to.clone(),
                 ..Entry::clone(&entry)
             };
-            Ok(Decided::Change(vec![Change::Put(renamed.clone())], Arc::new(renamed)))
+            Ok(Decided::Change(
+                vec![Change::Put(renamed.clone())],
+                Arc::new(renamed),
+            ))
         };
         self.decided(op, name, 0, decide).await
     }
@@ -137,7 +143,11 @@ impl Ready {
             };
             let made = entry.describe();
             // Where the head has moved, what the tip names may be collected by now.
-            if self.catalog.try_commit(op, head, vec![Change::Put(entry)]).await? {
+            if self
+                .catalog
+                .try_commit(op, head, vec![Change::Put(entry)])
+                .await?
+            {
                 return Ok(made);
             }
             fresh = true;
@@ -177,12 +187,20 @@ impl Ready {
                 let _turn = of.turn.lock().await;
                 let tip = self.end_log(op, &entry, &of).await?;
                 let shrunk = self.shrunk(op, &entry, tip, size).await?;
-                if self.catalog.try_commit(op, head, vec![Change::Put(shrunk.clone())]).await? {
+                if self
+                    .catalog
+                    .try_commit(op, head, vec![Change::Put(shrunk.clone())])
+                    .await?
+                {
                     return Ok(shrunk.describe());
                 }
                 continue;
             };
-            if self.catalog.try_commit(op, head, vec![Change::Put(resized.clone())]).await? {
+            if self
+                .catalog
+                .try_commit(op, head, vec![Change::Put(resized.clone())])
+                .await?
+            {
                 self.uses.of(entry.id).set_size(size);
                 return Ok(resized.describe());
             }
@@ -199,7 +217,11 @@ impl Ready {
             let of = self.uses.of(entry.id);
             let _turn = of.turn.lock().await;
             self.end_log(op, &entry, &of).await?;
-            if self.catalog.try_commit(op, head, vec![Change::Remove(entry.id)]).await? {
+            if self
+                .catalog
+                .try_commit(op, head, vec![Change::Remove(entry.id)])
+                .await?
+            {
                 self.uses.forget(entry.id);
                 return Ok(());
             }
@@ -233,14 +255,19 @@ impl Ready {
             let _turn = of.turn.lock().await;
             let ended = self.end_log(op, &entry, &of).await;
             ended.map_err(|error| error.with("snapshot", snapshot))?;
-            self.admit(op, name, image.size.saturating_sub(entry.size)).await?;
+            self.admit(op, name, image.size.saturating_sub(entry.size))
+                .await?;
             let reverted = Entry {
                 size: image.size,
                 log: Some(LogId(self.shared.ids.uuid())),
                 base: image.base.clone(),
                 ..Entry::clone(&entry)
             };
-            if self.catalog.try_commit(op, head, vec![Change::Put(reverted.clone())]).await? {
+            if self
+                .catalog
+                .try_commit(op, head, vec![Change::Put(reverted.clone())])
+                .await?
+            {
                 return Ok(reverted.describe());
             }
         }
@@ -293,7 +320,11 @@ impl Ready {
             {
                 return Ok(volume);
             }
-            if self.catalog.try_commit(op, head, vec![Change::Put(new.clone())]).await? {
+            if self
+                .catalog
+                .try_commit(op, head, vec![Change::Put(new.clone())])
+                .await?
+            {
                 return Ok(new.describe());
             }
         }
@@ -317,7 +348,8 @@ impl Ready {
             let manifest = self.claim_new(op, log, living.owner(), &tip).await?;
             let still = self.catalog.refresh(op).await? == head;
             if let Some(manifest) = manifest.filter(|_| still) {
-                let target = Engine::writer(op, self.shared.clone(), manifest, living, None).await?;
+                let target =
+                    Engine::writer(op, self.shared.clone(), manifest, living, None).await?;
                 break (tip, target);
             }
         };

@@ -28,7 +28,10 @@ impl Ready {
         let of = self.uses.of(entry.id);
         let _turn = of.turn.lock().await;
         let (engine, mark) = match options.access {
-            Access::ReadWrite => (Some(self.open_writer(op, &entry, &of, options).await?), None),
+            Access::ReadWrite => (
+                Some(self.open_writer(op, &entry, &of, options).await?),
+                None,
+            ),
             Access::ReadOnly => {
                 let mark = self.reader_mark(op, &entry).await?;
                 if of.engine().is_none() {
@@ -114,12 +117,20 @@ impl Ready {
     }
 
     /// An open volume that the pool does not know of, for work of its own.
-    pub(crate) fn bare_device(self: &Arc<Self>, entry: &Entry, engine: Arc<Engine>) -> ObjectDevice {
+    pub(crate) fn bare_device(
+        self: &Arc<Self>,
+        entry: &Entry,
+        engine: Arc<Engine>,
+    ) -> ObjectDevice {
         let of = Uses::default().of(entry.id);
         of.set_size(entry.size);
         let writes = engine.is_writer();
         of.set_engine(Some(engine.clone()));
-        let access = if writes { Access::ReadWrite } else { Access::ReadOnly };
+        let access = if writes {
+            Access::ReadWrite
+        } else {
+            Access::ReadOnly
+        };
         ObjectDevice {
             name: entry.name.clone(),
             id: entry.id,

@@ -141,12 +141,18 @@ mod tests {
 
     #[test]
     fn a_writer_of_another_process_lives_as_long_as_that() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep");
         let mut owner = Living::begin(Uuid::new_v4()).owner().clone();
         owner.pid = child.id();
         owner.started = started(&child.id().to_string()).expect("it runs");
         assert_eq!(owner.life(), Life::Lives);
-        let reused = Owner { started: owner.started + 1, ..owner.clone() };
+        let reused = Owner {
+            started: owner.started + 1,
+            ..owner.clone()
+        };
         assert_eq!(reused.life(), Life::Dead);
         child.kill().and_then(|()| child.wait()).expect("it ends");
         assert_eq!(owner.life(), Life::Dead);
@@ -155,9 +161,15 @@ mod tests {
     #[test]
     fn of_other_hosts_and_containers_nothing_is_known() {
         let owner = Living::begin(Uuid::new_v4()).owner().clone();
-        let elsewhere = Owner { boot: "another".into(), ..owner.clone() };
+        let elsewhere = Owner {
+            boot: "another".into(),
+            ..owner.clone()
+        };
         assert_eq!(elsewhere.life(), Life::Elsewhere);
-        let contained = Owner { pid_namespace: "pid:[1]".into(), ..owner };
+        let contained = Owner {
+            pid_namespace: "pid:[1]".into(),
+            ..owner
+        };
         assert_eq!(contained.life(), Life::Elsewhere);
     }
 }

@@ -9,10 +9,11 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use tokio::sync::{Mutex, OnceCell};
 use volmux_core::{
-    Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize, Capabilities,
-    CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery, ExtentStream, Holder,
-    OpenOptions, OriginKind, Pool, Pressure, Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions,
-    SpaceRequest, Support, ThinPolicy, Usage, Volume, VolumeId, VolumeName,
+    Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize,
+    Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery,
+    ExtentStream, Holder, OpenOptions, OriginKind, Pool, Pressure, Provisioning, ResizeOptions,
+    Result, RevertOptions, SnapshotOptions, SpaceRequest, Support, ThinPolicy, Usage, Volume,
+    VolumeId, VolumeName,
 };
 
 use crate::cache::Cache;
@@ -22,11 +23,11 @@ use crate::connect::{self, Connected};
 use crate::ids::Ids;
 use crate::map::ObjectTable;
 use crate::owner::Living;
-use crate::{format, probe};
 use crate::shared::{Settings, Shared};
 use crate::space::Space;
 use crate::store::{Patience, Store};
 use crate::uses::Uses;
+use crate::{format, probe};
 
 const SECTOR: u64 = 512;
 const LARGEST: u64 = i64::MAX as u64 / SECTOR * SECTOR;
@@ -176,11 +177,7 @@ impl ObjectPool {
     }
 
     /// The pool, for something that changes a volume that must be there.
-    async fn changing_existing(
-        &self,
-        op: &'static str,
-        name: &VolumeName,
-    ) -> Result<&Arc<Ready>> {
+    async fn changing_existing(&self, op: &'static str, name: &VolumeName) -> Result<&Arc<Ready>> {
         self.check_writable(op, name)?;
         self.existing(op, name).await?;
         self.changing(op, name).await
@@ -366,7 +363,9 @@ impl Pool for ObjectPool {
             Ok(ready.catalog.read(|state| state.iter().cloned().collect()))
         })
         .flat_map(|listed: Result<Vec<Arc<Entry>>>| match listed {
-            Ok(entries) => stream::iter(entries).map(|entry| Ok(entry.describe())).boxed(),
+            Ok(entries) => stream::iter(entries)
+                .map(|entry| Ok(entry.describe()))
+                .boxed(),
             Err(error) => stream::iter([Err(error)]).boxed(),
         })
         .boxed()
@@ -381,7 +380,10 @@ impl Pool for ObjectPool {
 
     async fn rename_volume(&self, name: &VolumeName, to: &VolumeName) -> Result<Volume> {
         let op = "rename_volume";
-        self.changing_existing(op, name).await?.rename(op, name, to).await
+        self.changing_existing(op, name)
+            .await?
+            .rename(op, name, to)
+            .await
     }
 
     async fn delete_volume(&self, name: &VolumeName) -> Result<()> {
@@ -464,7 +466,10 @@ impl Pool for ObjectPool {
 
     async fn extents(&self, name: &VolumeName, query: ExtentQuery) -> Result<ExtentStream> {
         let op = "extents";
-        self.existing(op, name).await?.extents(op, name, query).await
+        self.existing(op, name)
+            .await?
+            .extents(op, name, query)
+            .await
     }
 
     async fn attach_volume(&self, name: &VolumeName, _: AttachOptions) -> Result<Attachment> {

@@ -74,9 +74,15 @@ impl Shared {
     }
 
     /// A manifest as it is put.
-    pub(crate) fn wrap_manifest(&self, op: &'static str, manifest: &Manifest) -> Result<(String, Bytes)> {
+    pub(crate) fn wrap_manifest(
+        &self,
+        op: &'static str,
+        manifest: &Manifest,
+    ) -> Result<(String, Bytes)> {
         let name = keys::manifest(manifest.log, manifest.number);
-        let body = manifest.encode().map_err(|m| self.malformed(op, &name, m))?;
+        let body = manifest
+            .encode()
+            .map_err(|m| self.malformed(op, &name, m))?;
         let envelope = self.wrap(op, Kind::Manifest, &name, &body)?;
         Ok((name, envelope))
     }
@@ -132,7 +138,10 @@ impl Shared {
         let op = "read_map";
         let name = at.object.to_string();
         let end = u64::from(at.offset) + u64::from(at.length);
-        let bytes = self.store.get_range(op, &name, at.offset.into()..end).await?;
+        let bytes = self
+            .store
+            .get_range(op, &name, at.offset.into()..end)
+            .await?;
         let bytes = bytes.ok_or_else(|| self.missing(op, &name))?;
         let body = self
             .seal
@@ -165,7 +174,12 @@ impl Shared {
     }
 
     /// The error for an object that is not what was put.
-    pub(crate) fn damaged(&self, op: &'static str, name: &str, damage: Damage) -> volmux_core::Error {
+    pub(crate) fn damaged(
+        &self,
+        op: &'static str,
+        name: &str,
+        damage: Damage,
+    ) -> volmux_core::Error {
         self.store.damaged(op, name, damage)
     }
 }

@@ -50,7 +50,9 @@ impl Space {
         }
         let used = store
             .list(op, "", None)
-            .try_fold(0u64, |sum, object| async move { Ok(sum.saturating_add(object.bytes)) })
+            .try_fold(0u64, |sum, object| async move {
+                Ok(sum.saturating_add(object.bytes))
+            })
             .await?;
         let total = self.capacity.unwrap_or(UNLIMITED);
         Ok(Usage {

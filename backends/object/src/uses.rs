@@ -41,7 +41,10 @@ impl Uses {
 
     /// The volume is gone.
     pub(crate) fn forget(&self, id: VolumeId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     /// All that are known.
@@ -138,7 +141,10 @@ impl Drop for Hold {
             Access::ReadWrite => {}
         }
         if holders.readers + holders.writers == 0
-            && holders.engine.as_ref().is_some_and(|engine| engine.has_ended())
+            && holders
+                .engine
+                .as_ref()
+                .is_some_and(|engine| engine.has_ended())
         {
             holders.engine = None;
         }

@@ -67,7 +67,8 @@ impl Building {
             self.slots.resize(at + self.stride, 0);
             self.finish(index + i as u32)?;
         }
-        self.header.push(start, (content.len() / CONTENT) as u64, false);
+        self.header
+            .push(start, (content.len() / CONTENT) as u64, false);
         Ok(Place {
             object: self.id,
             index,
@@ -137,8 +138,8 @@ impl Sealed {
             framed: false,
         })?;
         let bytes = envelope.len() + filling.len() + slots.len();
-        let bytes = u32::try_from(bytes)
-            .map_err(|_| shared.damaged(op, &name, Damage::Length(bytes)))?;
+        let bytes =
+            u32::try_from(bytes).map_err(|_| shared.damaged(op, &name, Damage::Length(bytes)))?;
         Ok(Sealed {
             id,
             key,

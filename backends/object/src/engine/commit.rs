@@ -197,7 +197,11 @@ impl Engine {
     fn stored_uncommitted(&self, done: u64) -> usize {
         let state = self.lock();
         let stored = state.stored_change();
-        let newer = state.tail.iter().rev().take_while(|item| item.change > done);
+        let newer = state
+            .tail
+            .iter()
+            .rev()
+            .take_while(|item| item.change > done);
         newer.filter(|item| item.change <= stored).count()
     }
 
@@ -307,7 +311,9 @@ impl Engine {
         if number - committed.swept < SWEEP {
             return;
         }
-        let old = (committed.swept..number).map(|n| keys::manifest(role.log, n)).collect();
+        let old = (committed.swept..number)
+            .map(|n| keys::manifest(role.log, n))
+            .collect();
         committed.swept = number;
         drop(committed);
         if let Some(engine) = self.me.upgrade() {

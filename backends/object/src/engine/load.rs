@@ -60,7 +60,11 @@ impl Engine {
         journal: Option<Journal>,
     ) -> Result<Arc<Engine>> {
         let mut state = replayed(op, &shared, &claim.tip).await?;
-        state.writer = Some(Writer::new(claim.log, claim.epoch, shared.settings.object_blocks));
+        state.writer = Some(Writer::new(
+            claim.log,
+            claim.epoch,
+            shared.settings.object_blocks,
+        ));
         let role = Role {
             log: claim.log,
             living,
@@ -98,7 +102,10 @@ impl Engine {
         let Some(known) = following.as_mut() else {
             return Ok(());
         };
-        let newest = self.shared.newest_manifest(op, known.log, known.number).await?;
+        let newest = self
+            .shared
+            .newest_manifest(op, known.log, known.number)
+            .await?;
         if let Some(newest) = newest {
             let state = replayed(op, &self.shared, &newest.tip).await?;
             known.number = newest.number;
@@ -170,7 +177,10 @@ pub(crate) async fn header(
         start = beginning(op, shared, &name, (length as u64).min(total)).await?;
     }
     let envelope = start.get(..length).unwrap_or_default();
-    let body = shared.seal.unwrap(Kind::DataHeader, &name, envelope).map_err(damaged)?;
+    let body = shared
+        .seal
+        .unwrap(Kind::DataHeader, &name, envelope)
+        .map_err(damaged)?;
     let header = Header::decode(&body).map_err(|m| shared.malformed(op, &name, m))?;
     let stride = shared.seal.stride();
     let strides = length.div_ceil(stride);

@@ -186,7 +186,9 @@ impl Engine {
                 },
                 Fetch::Lead(lead) => lead,
             };
-            let got = self.get_blocks(op, place.object, place.index..place.index + 1).await;
+            let got = self
+                .get_blocks(op, place.object, place.index..place.index + 1)
+                .await;
             let content = got.and_then(|slots| slots.content(self, op, place.index));
             return match content {
                 Ok(content) => {
@@ -273,7 +275,9 @@ impl Engine {
     }
 
     async fn get_group(&self, op: &'static str, group: Group) -> Result<(Group, Slots)> {
-        let slots = self.get_blocks(op, group.object, group.indexes.clone()).await?;
+        let slots = self
+            .get_blocks(op, group.object, group.indexes.clone())
+            .await?;
         Ok((group, slots))
     }
 
@@ -345,7 +349,8 @@ impl Out<'_> {
         let from = start.max(self.range.offset);
         let to = (start + BLOCK).min(self.range.end());
         let target = (from - self.range.offset) as usize..(to - self.range.offset) as usize;
-        self.bytes[target].copy_from_slice(&content[(from - start) as usize..(to - start) as usize]);
+        self.bytes[target]
+            .copy_from_slice(&content[(from - start) as usize..(to - start) as usize]);
     }
 }
 

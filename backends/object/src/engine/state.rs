@@ -197,7 +197,13 @@ impl State {
                 key.log == writer.log && key.epoch == writer.epoch && key.seq >= frontier
             }
         };
-        let stored = self.tail.iter().rev().skip_while(unstored).map(|t| t.change).next();
+        let stored = self
+            .tail
+            .iter()
+            .rev()
+            .skip_while(unstored)
+            .map(|t| t.change)
+            .next();
         stored.unwrap_or(self.checkpointed.change)
     }
 

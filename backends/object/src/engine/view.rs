@@ -21,7 +21,10 @@ impl Engine {
     /// The map as it is now, with what is not flushed.
     pub(crate) fn view(&self) -> View {
         let state = self.lock();
-        let frozen = state.frozen.as_ref().map(|frozen| frozen.overlay.as_ref().clone());
+        let frozen = state
+            .frozen
+            .as_ref()
+            .map(|frozen| frozen.overlay.as_ref().clone());
         View {
             shared: self.shared.clone(),
             map: map::View {
@@ -37,14 +40,22 @@ impl View {
     pub(crate) fn allocated(self, range: ByteRange) -> ExtentStream {
         let View { shared, map } = self;
         let runs = map::extents(shared, map, first(range)..end(range));
-        stream(Grade::Exact, runs.map_ok(|run| (run.start, run.end())), range)
+        stream(
+            Grade::Exact,
+            runs.map_ok(|run| (run.start, run.end())),
+            range,
+        )
     }
 
     /// What was written since `since` within `range`, also where the same was written again.
     pub(crate) fn changed(self, since: View, range: ByteRange) -> ExtentStream {
         let View { shared, map } = self;
         let runs = map::changed(shared, since.map, map, first(range)..end(range));
-        stream(Grade::Superset, runs.map_ok(|blocks| (blocks.start, blocks.end)), range)
+        stream(
+            Grade::Superset,
+            runs.map_ok(|blocks| (blocks.start, blocks.end)),
+            range,
+        )
     }
 }
 
