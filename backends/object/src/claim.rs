@@ -6,14 +6,15 @@
 //! not come after all. So whoever retires looks at the catalogue's head first, and whoever claims
 //! a retired log moves that head first: the record, made for the old head, fails.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::catalog::{Change, Entry};
+use crate::journal::{Journal, Replay};
 use crate::keys::{self, LogId};
 use crate::manifest::{JournalMark, Manifest, Phase};
 use crate::owner::{Life, Living, Owner};
@@ -24,24 +25,24 @@ use crate::tip::Tip;
 /// Between two looks at a writer that is about to end.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How a log is claimed.
+/// A log that was claimed.
 #[derive(Debug)]
-pub(crate) struct Claim<'a> {
-    pub(crate) living: &'a Living,
-    pub(crate) take_over: bool,
-    pub(crate) journal: Option<JournalMark>,
+pub(crate) struct Claimed {
+    /// The manifest to go on from.
+    pub(crate) manifest: Manifest,
+    /// The journal, and what of it is not in the manifest's tip, where the pool has journals.
+    pub(crate) journal: Option<(Journal, Replay)>,
 }
 
 impl Ready {
-    /// Becomes the writer of a volume's log: returns the volume as it is now, and the manifest to
-    /// go on from.
+    /// Becomes the writer of a volume's log.
     pub(crate) async fn claim(
         &self,
         op: &'static str,
-        id: VolumeId,
-        name: &VolumeName,
-        claim: Claim<'_>,
-    ) -> Result<(Arc<Entry>, Manifest, Option<JournalMark>)> {
+        (id, name): (VolumeId, &VolumeName),
+        living: &Living,
+        take_over: bool,
+    ) -> Result<Claimed> {
         let mut patience = Patience::new(self.shared.store.patience().write);
         loop {
             let head = self.catalog.refresh(op).await?;
@@ -53,43 +54,94 @@ impl Ready {
                     .help("clone it and write to the clone"));
             };
             let newest = self.shared.newest_manifest(op, log, 0).await?;
-            if let Some(newest) = &newest {
-                if newest.phase == Phase::Open && !claim.take_over {
-                    match self.check_free(op, name, newest, claim.journal)? {
-                        Free::Yes => {}
-                        Free::Soon => {
-                            patience.wait(LOOK, || busy_ending(self, op, name)).await?;
-                            continue;
-                        }
-                    }
-                }
-                if newest.phase == Phase::Retired {
-                    let marker = self.shared.ids.uuid();
-                    if !self
-                        .catalog
-                        .try_commit(op, head, vec![Change::Gc { marker }])
-                        .await?
-                    {
-                        continue;
-                    }
-                }
-            }
-            let before = newest.as_ref().and_then(|newest| newest.journal);
-            let manifest = next(log, newest, &entry.base, claim.living.owner(), Phase::Open);
-            let manifest = Manifest {
-                journal: claim.journal,
-                ..manifest
-            };
-            if !self.put(op, &manifest).await? {
+            let open = newest.as_ref().filter(|newest| newest.phase == Phase::Open);
+            if let Some(open) = open
+                && !take_over
+                && self.check_free(op, name, open)? == Free::Soon
+            {
+                patience.wait(LOOK, || busy_ending(self, op, name)).await?;
                 continue;
             }
-            // The log may have been given up before it had a manifest to see that by.
-            self.catalog.refresh(op).await?;
-            let entry = self.entry_by_id(op, id, name)?;
-            if entry.log == Some(log) {
-                return Ok((entry, manifest, before));
+            if newest
+                .as_ref()
+                .is_some_and(|newest| newest.phase == Phase::Retired)
+            {
+                let marker = self.shared.ids.uuid();
+                let moved = vec![Change::Gc { marker }];
+                if !self.catalog.try_commit(op, head, moved).await? {
+                    continue;
+                }
+            }
+            let journal = self
+                .journal_of(op, name, newest.as_ref(), log, take_over)
+                .await?;
+            let manifest = Manifest {
+                journal: journal.as_ref().map(|(journal, replay)| JournalMark {
+                    id: journal.id(),
+                    position: journal.position() - replay.left(),
+                }),
+                ..next(log, newest, &entry.base, living.owner(), Phase::Open)
+            };
+            if self.put(op, &manifest).await? {
+                // The log may have been given up before it had a manifest to see that by.
+                self.catalog.refresh(op).await?;
+                if self.entry_by_id(op, id, name)?.log == Some(log) {
+                    return Ok(Claimed { manifest, journal });
+                }
+            }
+            if let Some((journal, _)) = journal {
+                journal.end(false).await;
             }
         }
+    }
+
+    /// The log's journal, where the pool has journals. What a dead writer flushed is in its
+    /// journal only: it is an error not to have that, unless it is taken over without.
+    async fn journal_of(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        newest: Option<&Manifest>,
+        log: LogId,
+        take_over: bool,
+    ) -> Result<Option<(Journal, Replay)>> {
+        let mark = newest.and_then(|newest| newest.journal);
+        let journal = match self.config.journal_config()? {
+            None => None,
+            Some(config) => {
+                let seal = self.shared.seal.clone();
+                let mark = mark.map(|mark| (mark.id, mark.position));
+                let opening = spawn_blocking(move || Journal::open(&config, log, &seal, mark));
+                let failed = |error| Error::new(ErrorKind::Internal, op).with_source(error);
+                Some(opening.await.map_err(failed)??)
+            }
+        };
+        match (newest, mark) {
+            (Some(newest), Some(mark))
+                if journal
+                    .as_ref()
+                    .is_none_or(|(journal, _)| journal.id() != mark.id)
+                    && !take_over =>
+            {
+                Err(self
+                    .in_a_journal(op, name, newest, mark)
+                    .help("open it with that journal directory, or take it over to do without"))
+            }
+            _ => Ok(journal),
+        }
+    }
+
+    fn in_a_journal(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        newest: &Manifest,
+        mark: JournalMark,
+    ) -> Error {
+        self.error(ErrorKind::Busy, op, name)
+            .with("writer", &newest.owner)
+            .with("journal", mark.id)
+            .reason("its last writer died, and what it flushed last is in its journal only")
     }
 
     /// Fails with `Busy` while somebody may write a log.
@@ -101,19 +153,26 @@ impl Ready {
     ) -> Result<()> {
         let newest = self.shared.newest_manifest(op, log, 0).await?;
         if let Some(newest) = newest.filter(|newest| newest.phase == Phase::Open) {
-            self.check_free(op, name, &newest, None)?;
+            self.check_free(op, name, &newest)?;
         }
         Ok(())
     }
 
     /// Makes sure that nobody writes a log any more, for the catalogue's state as of `head`, and
-    /// returns what it holds.
-    pub(crate) async fn retire(&self, op: &'static str, entry: &Entry, log: LogId) -> Result<Tip> {
+    /// returns what it holds. What a dead writer's journal holds beside that is given up; where it
+    /// is `wanted`, that is an error.
+    pub(crate) async fn retire(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+        log: LogId,
+        wanted: bool,
+    ) -> Result<Tip> {
         let mut patience = Patience::new(self.shared.store.patience().write);
         loop {
             let newest = self.shared.newest_manifest(op, log, 0).await?;
             if let Some(newest) = newest.as_ref().filter(|newest| newest.phase == Phase::Open) {
-                match self.check_free(op, &entry.name, newest, None)? {
+                match self.check_free(op, &entry.name, newest)? {
                     Free::Yes => {}
                     Free::Soon => {
                         let late = || busy_ending(self, op, &entry.name);
@@ -121,6 +180,13 @@ impl Ready {
                         continue;
                     }
                 }
+            }
+            if let Some(newest) = newest.as_ref().filter(|_| wanted)
+                && let Some(mark) = newest.journal
+            {
+                return Err(self
+                    .in_a_journal(op, &entry.name, newest, mark)
+                    .help("open it for writing once, with that journal directory"));
             }
             let manifest = next(
                 log,
@@ -172,39 +238,22 @@ impl Ready {
     }
 
     /// Whether a log that was not closed may be taken from its writer.
-    fn check_free(
-        &self,
-        op: &'static str,
-        name: &VolumeName,
-        newest: &Manifest,
-        journal: Option<JournalMark>,
-    ) -> Result<Free> {
-        let busy = |reason: String| {
+    fn check_free(&self, op: &'static str, name: &VolumeName, newest: &Manifest) -> Result<Free> {
+        let busy = |reason: &str| {
             self.error(ErrorKind::Busy, op, name)
                 .with("writer", &newest.owner)
                 .reason(reason)
         };
         match newest.owner.life() {
-            Life::Ending => return Ok(Free::Soon),
-            Life::Dead => {}
+            Life::Ending => Ok(Free::Soon),
+            Life::Dead => Ok(Free::Yes),
             Life::Lives => {
-                return Err(busy("the volume is open for writing".into())
-                    .help("close it there, or take it over"));
+                Err(busy("the volume is open for writing").help("close it there, or take it over"))
             }
-            Life::Elsewhere => {
-                return Err(busy(
-                    "the volume was opened for writing on another host, and not closed".into(),
-                )
-                .help("close it there; if that host is gone for certain, take the volume over"));
-            }
-        }
-        match newest.journal {
-            Some(mark) if journal.is_none_or(|ours| ours.id != mark.id) => Err(busy(
-                "its last writer died, and what it flushed last is only in its journal".into(),
+            Life::Elsewhere => Err(busy(
+                "the volume was opened for writing on another host, and not closed",
             )
-            .with("journal", mark.id)
-            .help("open it with that journal directory, or take it over to do without")),
-            _ => Ok(Free::Yes),
+            .help("close it there; if that host is gone for certain, take it over")),
         }
     }
 
@@ -271,6 +320,7 @@ impl Drop for Mark {
     }
 }
 
+#[derive(PartialEq, Eq)]
 enum Free {
     Yes,
     /// Its writer is about to end.

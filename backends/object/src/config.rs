@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use volmux_core::{ByteSize, Error, ErrorKind, PoolUrl, Result, ThinPolicy};
 
+use crate::journal::JournalConfig;
 use crate::secret::PoolKey;
 use crate::setting;
 
@@ -249,6 +250,16 @@ impl ObjectConfig {
     }
 
     /// `InvalidConfig` about one option.
+    /// The journals, where flushes end in one.
+    pub(crate) fn journal_config(&self) -> Result<Option<JournalConfig>> {
+        match &self.journal {
+            Some(dir) if self.flush == Flush::Journal => {
+                JournalConfig::new(dir.clone(), self.journal_bytes()).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     pub(crate) fn wrong(&self, option: &'static str, reason: impl fmt::Display) -> Error {
         Error::new(ErrorKind::InvalidConfig, "open_pool")
             .with("pool", &self.location)

@@ -9,6 +9,7 @@ use volmux_core::{
 };
 
 use crate::catalog::{Change, Entry};
+use crate::claim::Claimed;
 use crate::engine::Engine;
 use crate::keys::LogId;
 use crate::owner::Living;
@@ -185,7 +186,7 @@ impl Ready {
                 }
                 let of = self.uses.of(entry.id);
                 let _turn = of.turn.lock().await;
-                let tip = self.end_log(op, &entry, &of).await?;
+                let tip = self.end_log(op, &entry, &of, true).await?;
                 let shrunk = self.shrunk(op, &entry, tip, size).await?;
                 if self
                     .catalog
@@ -216,7 +217,7 @@ impl Ready {
             };
             let of = self.uses.of(entry.id);
             let _turn = of.turn.lock().await;
-            self.end_log(op, &entry, &of).await?;
+            self.end_log(op, &entry, &of, false).await?;
             if self
                 .catalog
                 .try_commit(op, head, vec![Change::Remove(entry.id)])
@@ -253,7 +254,7 @@ impl Ready {
             }
             let of = self.uses.of(entry.id);
             let _turn = of.turn.lock().await;
-            let ended = self.end_log(op, &entry, &of).await;
+            let ended = self.end_log(op, &entry, &of, false).await;
             ended.map_err(|error| error.with("snapshot", snapshot))?;
             self.admit(op, name, image.size.saturating_sub(entry.size))
                 .await?;
@@ -348,8 +349,11 @@ impl Ready {
             let manifest = self.claim_new(op, log, living.owner(), &tip).await?;
             let still = self.catalog.refresh(op).await? == head;
             if let Some(manifest) = manifest.filter(|_| still) {
-                let target =
-                    Engine::writer(op, self.shared.clone(), manifest, living, None).await?;
+                let claimed = Claimed {
+                    manifest,
+                    journal: None,
+                };
+                let target = Engine::writer(op, self.shared.clone(), claimed, living).await?;
                 break (tip, target);
             }
         };
@@ -369,8 +373,14 @@ impl Ready {
     }
 
     /// Makes sure that a volume is not in use, and ends its log if it has one; returns what it
-    /// holds. To be called in its turn.
-    async fn end_log(&self, op: &'static str, entry: &Entry, of: &Arc<Use>) -> Result<Tip> {
+    /// holds, which may be `wanted`. To be called in its turn.
+    async fn end_log(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+        of: &Arc<Use>,
+        wanted: bool,
+    ) -> Result<Tip> {
         if of.is_used() {
             return Err(self
                 .error(ErrorKind::Busy, op, &entry.name)
@@ -383,7 +393,7 @@ impl Ready {
         }
         self.check_unread(op, entry.id, &entry.name).await?;
         match entry.log {
-            Some(log) => self.retire(op, entry, log).await,
+            Some(log) => self.retire(op, entry, log, wanted).await,
             None => Ok(Tip::clone(&entry.base)),
         }
     }

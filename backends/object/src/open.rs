@@ -8,7 +8,7 @@ use volmux_core::{
 };
 
 use crate::catalog::Entry;
-use crate::claim::{Claim, Mark};
+use crate::claim::Mark;
 use crate::device::ObjectDevice;
 use crate::engine::{Engine, Following};
 use crate::owner::Living;
@@ -87,13 +87,9 @@ impl Ready {
             engine.ended().await;
         }
         let living = Living::begin(self.shared.ids.uuid());
-        let claim = Claim {
-            living: &living,
-            take_over: options.take_over,
-            journal: None,
-        };
-        let (_, manifest, _) = self.claim(op, entry.id, &entry.name, claim).await?;
-        let engine = Engine::writer(op, self.shared.clone(), manifest, living, None).await?;
+        let whose = (entry.id, &entry.name);
+        let claimed = self.claim(op, whose, &living, options.take_over).await?;
+        let engine = Engine::writer(op, self.shared.clone(), claimed, living).await?;
         of.set_engine(Some(engine.clone()));
         Ok(engine)
     }

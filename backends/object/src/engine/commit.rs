@@ -57,6 +57,17 @@ pub(crate) struct Progress {
     pub(super) ended: bool,
 }
 
+impl Role {
+    /// Asks for everything up to this change to be committed.
+    pub(super) fn want(&self, change: u64) {
+        {
+            let mut requests = self.requests();
+            requests.change = requests.change.max(change);
+        }
+        self.wanted.notify_one();
+    }
+}
+
 impl Engine {
     /// Makes every change that was made before the call durable: in the store, or in the journal
     /// where there is one.
@@ -64,8 +75,14 @@ impl Engine {
         let role = self.role(op)?;
         role.check(op)?;
         match &role.journal {
-            Some(journal) => journal.sync().await,
             None => self.commit(op).await,
+            Some(journal) => match journal.sync().await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, "the journal is of no use: flushing to the store");
+                    self.commit(op).await
+                }
+            },
         }
     }
 
@@ -79,11 +96,7 @@ impl Engine {
         if progress.borrow().change >= change {
             return role.check(op);
         }
-        {
-            let mut requests = role.requests();
-            requests.change = requests.change.max(change);
-        }
-        role.wanted.notify_one();
+        role.want(change);
         loop {
             let now = progress.borrow_and_update().clone();
             if now.change >= change {
@@ -294,10 +307,15 @@ impl Engine {
             tip,
             in_flight,
             fences: false,
-            journal: role.journal.as_ref().map(|journal| JournalMark {
-                id: journal.id(),
-                position: last.journal,
-            }),
+            // Once it is closed, nothing is in the journal only.
+            journal: role
+                .journal
+                .as_ref()
+                .filter(|_| phase == Phase::Open)
+                .map(|journal| JournalMark {
+                    id: journal.id(),
+                    position: last.journal,
+                }),
             pin: role.pin.clone(),
         };
         (manifest, last)

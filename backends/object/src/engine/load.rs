@@ -1,26 +1,31 @@
 //! Coming by an engine: from a tip, by replaying what came after the map's checkpoint.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
-use volmux_core::{ErrorKind, Result};
+use tokio::task::spawn_blocking;
+use volmux_core::{Error, ErrorKind, Result};
 
 use super::commit::{Committed, Progress};
 use super::state::{State, Writer};
 use super::upload::UPLOADS;
 use super::{Engine, Requests, Role};
+use crate::claim::Claimed;
 use crate::data::{HEADER_GUESS, Header, LAST_BLOCK};
 use crate::envelope::Kind;
-use crate::journal::Journal;
+use crate::journal::{Op, Replay};
 use crate::keys::{LogId, ObjectKey};
-use crate::manifest::Manifest;
 use crate::map::{ObjectInfo, Place};
 use crate::owner::Living;
 use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::tip::{TailItem, Tip};
+
+/// Records of a journal that are in memory at once: each is 256 KiB at most.
+const REPLAYED: usize = 32;
 
 /// Headers that are read at once.
 const HEADERS: usize = 32;
@@ -51,46 +56,82 @@ impl Engine {
         }))
     }
 
-    /// For writing on from a claim that was put.
+    /// For writing on from a claim that was put. What the journal holds beside that is done again.
     pub(crate) async fn writer(
         op: &'static str,
         shared: Arc<Shared>,
-        claim: Manifest,
+        claimed: Claimed,
         living: Living,
-        journal: Option<Journal>,
     ) -> Result<Arc<Engine>> {
-        let mut state = replayed(op, &shared, &claim.tip).await?;
-        state.writer = Some(Writer::new(
-            claim.log,
-            claim.epoch,
-            shared.settings.object_blocks,
-        ));
+        let Claimed { manifest, journal } = claimed;
+        let mut state = replayed(op, &shared, &manifest.tip).await?;
+        let (log, epoch) = (manifest.log, manifest.epoch);
+        let mut writer = Writer::new(log, epoch, shared.settings.object_blocks);
+        writer.journal = manifest.journal.map_or(0, |mark| mark.position);
+        state.checkpointed.journal = writer.journal;
+        for item in &mut state.tail {
+            item.journal = writer.journal;
+        }
+        state.writer = Some(writer);
+        let (journal, replay) = journal.unzip();
         let role = Role {
-            log: claim.log,
+            log,
             living,
             uploads: Semaphore::new(UPLOADS),
             stored: Notify::new(),
             wanted: Notify::new(),
             requests: Mutex::new(Requests::default()),
             progress: watch::Sender::new(Progress::default()),
-            committed: Mutex::new(Committed::new(claim.number, claim.tip)),
+            committed: Mutex::new(Committed::new(manifest.number, manifest.tip)),
             checkpointing: AsyncMutex::new(()),
+            replaying: AtomicBool::new(replay.is_some()),
             journal,
-            pin: claim.pin,
+            pin: manifest.pin,
         };
         let engine = Arc::new_cyclic(|me| Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
-            following: AsyncMutex::new(Some(Following {
-                log: claim.log,
-                number: 0,
-            })),
+            following: AsyncMutex::new(Some(Following { log, number: 0 })),
             role: Some(role),
         });
         let committing = engine.clone();
         tokio::spawn(async move { committing.committing().await });
+        if let Some(replay) = replay
+            && let Err(error) = engine.replay(op, replay).await
+        {
+            engine.fence();
+            return Err(error);
+        }
         Ok(engine)
+    }
+
+    /// Does again what a journal holds.
+    async fn replay(&self, op: &'static str, mut replay: Replay) -> Result<()> {
+        let role = self.role(op)?;
+        loop {
+            let some = spawn_blocking(move || {
+                let some: Result<Vec<_>> = replay.by_ref().take(REPLAYED).collect();
+                some.map(|some| (some, replay))
+            });
+            let failed = |error| Error::new(ErrorKind::Internal, op).with_source(error);
+            let (some, rest) = some.await.map_err(failed)??;
+            replay = rest;
+            if some.is_empty() {
+                break;
+            }
+            for (position, change) in some {
+                match change {
+                    Op::Write { offset, data } => self.write(op, offset, &data).await?,
+                    Op::Zero { range } => self.zero(op, range, u64::MAX).await?,
+                }
+                if let Some(writer) = &mut self.lock().writer {
+                    writer.journal = position;
+                }
+            }
+        }
+        role.replaying.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// Catches up with what others committed; nothing to do for a writer, who knows all there is.
@@ -119,16 +160,16 @@ impl Engine {
 async fn replayed(op: &'static str, shared: &Shared, tip: &Tip) -> Result<State> {
     let mut state = State::new(tip);
     let mut items = stream::iter(tip.tail.clone())
-        .map(|item| replay(op, shared, item))
+        .map(|item| read_item(op, shared, item))
         .buffered(HEADERS);
     while let Some(item) = items.try_next().await? {
         let (info, header) = match item {
-            Replay::Cut(block) => {
+            Item::Cut(block) => {
                 let blocks = LAST_BLOCK.saturating_sub(block);
                 state.active.insert(block, blocks, None);
                 continue;
             }
-            Replay::Object(info, header) => (info, header),
+            Item::Object(info, header) => (info, header),
         };
         let object = shared.table.intern(&info)?;
         let mut index = 0;
@@ -146,17 +187,17 @@ async fn replayed(op: &'static str, shared: &Shared, tip: &Tip) -> Result<State>
 }
 
 /// An item of a tail, ready to be replayed.
-enum Replay {
+enum Item {
     Object(ObjectInfo, Header),
     Cut(u64),
 }
 
-async fn replay(op: &'static str, shared: &Shared, item: TailItem) -> Result<Replay> {
+async fn read_item(op: &'static str, shared: &Shared, item: TailItem) -> Result<Item> {
     match item {
-        TailItem::Cut(block) => Ok(Replay::Cut(block)),
+        TailItem::Cut(block) => Ok(Item::Cut(block)),
         TailItem::Object { key, bytes } => {
             let (info, header) = header(op, shared, &key, bytes).await?;
-            Ok(Replay::Object(info, header))
+            Ok(Item::Object(info, header))
         }
     }
 }

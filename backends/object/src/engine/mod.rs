@@ -15,6 +15,7 @@ mod upload;
 mod view;
 mod write;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
@@ -62,6 +63,8 @@ struct Role {
     /// Held while a checkpoint is made.
     checkpointing: AsyncMutex<()>,
     journal: Option<Journal>,
+    /// What is written is in the journal already.
+    replaying: AtomicBool,
     /// See `Manifest::pin`.
     pin: Option<Tip>,
 }
@@ -149,6 +152,12 @@ impl Role {
         self.committed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where changes have to be noted.
+    fn journal(&self) -> Option<&Journal> {
+        let journal = self.journal.as_ref();
+        journal.filter(|_| !self.replaying.load(Ordering::Acquire))
     }
 
     fn check(&self, op: &'static str) -> Result<()> {

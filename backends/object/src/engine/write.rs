@@ -107,7 +107,7 @@ impl Engine {
             let written = {
                 let mut state = self.lock();
                 role.check(op)?;
-                if self.has_room(&state) {
+                if self.has_room(role, &state) {
                     self.take(op, &mut state, role, start, &data)?
                 } else {
                     0
@@ -140,7 +140,7 @@ impl Engine {
         let room = writer.building(&self.shared)?.room();
         let blocks = (data.len() / CONTENT).min(STEP).min(room);
         let content = data.slice(..blocks * CONTENT);
-        if let Some(journal) = &role.journal {
+        if let Some(journal) = role.journal() {
             let offset = start * BLOCK;
             let data = content.clone();
             writer.journal = journal.append(Op::Write { offset, data })?;
@@ -176,13 +176,13 @@ impl Engine {
             {
                 let mut state = self.lock();
                 role.check(op)?;
-                if self.has_room(&state) {
+                if self.has_room(role, &state) {
                     self.make_room(op, &mut state)?;
                     let state = &mut *state;
                     let Some(writer) = &mut state.writer else {
                         return Ok(());
                     };
-                    if let Some(journal) = &role.journal {
+                    if let Some(journal) = role.journal() {
                         let range = ByteRange::new(start * BLOCK, blocks * BLOCK);
                         writer.journal = journal.append(Op::Zero { range })?;
                     }
@@ -212,7 +212,7 @@ impl Engine {
             let next = {
                 let mut state = self.lock();
                 role.check(op)?;
-                if !self.has_room(&state) {
+                if !self.has_room(role, &state) {
                     Next::Wait
                 } else {
                     self.change_part(op, &mut state, role, (block, within, data), read.take())?
@@ -277,13 +277,15 @@ impl Engine {
         Ok(Next::Done)
     }
 
-    /// Whether more may be taken into memory.
-    fn has_room(&self, state: &State) -> bool {
+    /// Whether more may be taken into memory, and into the journal.
+    fn has_room(&self, role: &Role, state: &State) -> bool {
         let held = state.writer.as_ref().map_or(0, Writer::held);
+        let journal = role.journal();
         held < self.shared.settings.pending
+            && journal.is_none_or(|journal| journal.has_room(STEP * CONTENT))
     }
 
-    /// Waits until uploads have made room.
+    /// Waits until uploads have made room, and commits in the journal.
     async fn room(&self, op: &'static str, role: &Role) -> Result<()> {
         loop {
             let stored = role.stored.notified();
@@ -291,13 +293,27 @@ impl Engine {
             // From here on no notification is missed.
             stored.as_mut().enable();
             role.check(op)?;
-            if self.has_room(&self.lock()) {
-                return Ok(());
-            }
+            let change = {
+                let state = self.lock();
+                if self.has_room(role, &state) {
+                    return Ok(());
+                }
+                state.writer.as_ref().map_or(0, |writer| writer.change)
+            };
             if let Some(trouble) = &role.requests().trouble {
                 return Err(trouble.error(op));
             }
-            stored.await;
+            match role.journal().filter(|j| !j.has_room(STEP * CONTENT)) {
+                None => stored.await,
+                Some(journal) => {
+                    role.want(change);
+                    tokio::select! {
+                        biased;
+                        () = journal.room(STEP * CONTENT) => {}
+                        () = stored => {}
+                    }
+                }
+            }
         }
     }
 
