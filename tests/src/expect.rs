@@ -73,6 +73,12 @@ impl Expect {
         ..Expect::MEMORY
     };
 
+    /// A pool in an object store whose flushes end in a journal: others see them later.
+    pub const OBJECT_JOURNALED: Expect = Expect {
+        second_handle: false,
+        ..Expect::OBJECT
+    };
+
     /// A directory pool on a file system that can share blocks between files.
     pub const DIR_REFLINK: Expect = Expect {
         capabilities: all_native(),

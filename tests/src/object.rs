@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use object_store::memory::InMemory;
 use tempfile::TempDir;
-use volmux::object::{Location, ObjectConfig, ObjectPool};
+use volmux::object::{Encryption, Flush, Location, ObjectConfig, ObjectPool, PoolKey};
 use volmux::{ByteSize, Pool};
 
 use crate::fixture::{Fixture, PoolSettings, Storage};
@@ -23,26 +23,56 @@ enum Place {
 
 /// Object pools, each in a store of its own.
 #[derive(Debug)]
-pub struct ObjectStorage(Place);
+pub struct ObjectStorage {
+    place: Place,
+    journals: Option<TempDir>,
+    encrypted: bool,
+}
 
 impl ObjectStorage {
     /// Stores in memory.
     pub fn in_memory() -> Self {
-        ObjectStorage(Place::Memory)
+        ObjectStorage::new(Place::Memory)
     }
 
     /// Stores in directories.
     pub fn in_directory() -> Self {
-        let root = tempfile::tempdir().expect("a directory for the stores");
         let next = AtomicU64::new(0);
-        ObjectStorage(Place::Directory { root, next })
+        let root = directory();
+        ObjectStorage::new(Place::Directory { root, next })
     }
+
+    fn new(place: Place) -> Self {
+        ObjectStorage {
+            place,
+            journals: None,
+            encrypted: false,
+        }
+    }
+
+    /// Flushes end in a journal.
+    #[must_use]
+    pub fn journaled(mut self) -> Self {
+        self.journals = Some(directory());
+        self
+    }
+
+    /// Nothing can be read without the key.
+    #[must_use]
+    pub fn encrypted(mut self) -> Self {
+        self.encrypted = true;
+        self
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("a directory for the test")
 }
 
 #[async_trait]
 impl Storage for ObjectStorage {
     async fn make_pool(&self, settings: PoolSettings) -> Box<dyn Fixture> {
-        let (store, location) = match &self.0 {
+        let (store, location) = match &self.place {
             Place::Memory => (Some(Arc::new(InMemory::new())), Location::Memory),
             Place::Directory { root, next } => {
                 let number = next.fetch_add(1, Ordering::Relaxed);
@@ -56,6 +86,15 @@ impl Storage for ObjectStorage {
         config.overcommit_limit = settings.overcommit_limit;
         config.warn_percent = settings.warn_percent;
         config.refuse_percent = settings.refuse_percent;
+        if let Some(journals) = &self.journals {
+            config.flush = Flush::Journal;
+            config.journal = Some(journals.path().to_owned());
+            config.journal_size = Some(ByteSize::mib(32));
+        }
+        if self.encrypted {
+            config.encryption = Some(Encryption::Aes256Gcm);
+            config.key = Some(PoolKey::new([7; 32]));
+        }
         let fixture = ObjectFixture {
             pool: open(store.clone(), &config).await,
             store,
@@ -90,6 +129,9 @@ impl Fixture for ObjectFixture {
     }
 
     async fn reopen(&self) -> Option<Arc<dyn Pool>> {
+        if self.config.flush == Flush::Journal {
+            return None;
+        }
         Some(open(self.store.clone(), &self.config).await)
     }
 

@@ -185,6 +185,10 @@ impl Engine {
         }
         role.requests().given_up = true;
         role.stored.notify_waiters();
+        if let Some(journal) = &role.journal {
+            // Whoever takes over on this host may want it; it is gone where it ended cleanly.
+            journal.end(false).await;
+        }
         role.progress.send_modify(|progress| progress.ended = true);
     }
 
