@@ -9,7 +9,7 @@ use volmux_core::{Error, ErrorKind};
 
 use super::super::{
     MOST_BLOCKS, ObjectInfo, ObjectTable, Overlay, PageSink, Place, View, apply, changed, extents,
-    lookup, lookup_cached, over, settle,
+    lookup, lookup_cached,
 };
 use super::*;
 use crate::keys::{LogId, ObjectKey};
@@ -302,13 +302,6 @@ proptest! {
                 let mut wanted = covering(&a_model, range.start, range.end);
                 wanted.retain(|run| run.place.is_some());
                 assert_eq!(found, wanted);
-            }
-            for overlay_range in [(0, 5000), (1 << 29, (1 << 29) + 4000)] {
-                let (start, end) = overlay_range;
-                let overlays: Vec<&Overlay> = a.overlays.iter().collect();
-                let spans = over(&overlays, start, end);
-                let runs = settle(&*pages, &a.root, &spans).await.unwrap();
-                assert_eq!(runs, covering(&a_model, start, end));
             }
         });
     }
