@@ -113,6 +113,7 @@ fuzz: ## the parsers on FUZZ_RUNS made-up inputs, the NBD server on fewer sessio
 	@RUSTFLAGS='$(COVERAGE)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz \
 	    cargo build -q --locked --target $(HOST) --manifest-path tests/fuzz/Cargo.toml
 	@$(FUZZED)/parse -runs=$(FUZZ_RUNS) -max_len=256 $(FUZZ_OPTIONS)
+	@$(FUZZED)/object -runs=$(FUZZ_RUNS) -max_len=512 $(FUZZ_OPTIONS)
 	@$(FUZZED)/nbd -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=4096 $(FUZZ_OPTIONS)
 	@echo "$(FUZZ_RUNS) inputs, and a twentieth of that as NBD sessions: none did harm"
 

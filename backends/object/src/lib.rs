@@ -14,6 +14,8 @@ mod engine;
 mod envelope;
 mod fault;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod ids;
 mod journal;
 mod keys;

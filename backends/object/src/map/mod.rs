@@ -15,10 +15,12 @@ mod view;
 pub(crate) use diff::{changed, extents};
 pub(crate) use overlay::{Overlay, Span};
 pub(crate) use page::Page;
+#[cfg(any(test, fuzzing))]
+pub(crate) use page::span;
 pub(crate) use rewrite::{PageSink, apply};
 pub(crate) use table::{ObjectId, ObjectInfo, ObjectTable};
 pub(crate) use tree::{PageStore, walk};
-pub(crate) use view::{View, lookup, lookup_cached, over, settle, settle_cached};
+pub(crate) use view::{View, lookup, lookup_cached};
 
 /// Blocks in the largest volume: 2^63 bytes.
 pub(crate) const MOST_BLOCKS: u64 = 1 << 51;

@@ -18,7 +18,7 @@ const FAN: u64 = 1 << FAN_BITS;
 pub(super) const TOP: u8 = 5;
 
 /// Blocks below a page of this level.
-pub(super) fn span(level: u8) -> u64 {
+pub(crate) fn span(level: u8) -> u64 {
     1 << (LEAF_BITS + FAN_BITS * u32::from(level.min(TOP)))
 }
 
@@ -118,7 +118,7 @@ impl Page {
     }
 
     /// The first block that it spans.
-    pub(super) fn base(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         self.number * span(self.level)
     }
 
@@ -254,14 +254,11 @@ fn encode_leaf(out: &mut Vec<u8>, extents: &[Extent], table: &ObjectTable) -> Re
     let mut ids: Vec<ObjectId> = extents.iter().map(|extent| extent.place.object).collect();
     ids.sort_unstable();
     ids.dedup();
-    let mut objects = Vec::with_capacity(ids.len());
-    for id in &ids {
-        let info = table.info(*id).ok_or_else(|| {
-            Error::new(ErrorKind::Internal, "write_map")
-                .reason("a page of the map names an object that is not complete")
-        })?;
-        objects.push((info, *id));
-    }
+    let infos = table.infos(&ids).ok_or_else(|| {
+        Error::new(ErrorKind::Internal, "write_map")
+            .reason("a page of the map names an object that is not complete")
+    })?;
+    let mut objects: Vec<_> = infos.into_iter().zip(ids).collect();
     objects.sort_unstable();
     let keys: Vec<ObjectKey> = objects.iter().map(|(info, _)| info.key).collect();
     encode_keys(out, &keys);

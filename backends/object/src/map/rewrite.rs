@@ -9,7 +9,7 @@ use volmux_core::Result;
 
 use super::page::{Child, Page, TOP, span};
 use super::tree::{AHEAD, PageStore, Sub, below};
-use super::{MOST_BLOCKS, ObjectTable, Run};
+use super::{MOST_BLOCKS, ObjectTable, Run, push};
 use crate::tip::{PagePtr, Root};
 
 /// Where new pages go.
@@ -120,21 +120,13 @@ impl<I: Iterator<Item = Run> + Clone + Send> Rewriter<'_, I> {
 
     async fn leaf(&mut self, number: u64, old: Option<(Sub, Arc<Page>)>) -> Result<Option<Sub>> {
         let (start, end) = (number * span(0), (number + 1) * span(0));
-        let mut before = Vec::new();
-        let mut overlay = super::Overlay::new();
-        if let Some((_, page)) = &old {
-            before.extend(page.runs(start, end));
-            for run in &before {
-                overlay.insert(run.start, run.blocks, run.place);
-            }
-        }
+        let page = old.as_ref().map(|(_, page)| page);
+        let before: Vec<Run> = page.iter().flat_map(|page| page.runs(start, end)).collect();
+        let mut changes = Vec::new();
         while let Some(change) = self.changes.take_before(end) {
-            match change.place {
-                Some(_) => overlay.insert(change.start, change.blocks, change.place),
-                None => overlay.clear(change.start, change.blocks),
-            }
+            changes.push(change);
         }
-        let after: Vec<Run> = overlay.iter().collect();
+        let after = merged(&before, &changes);
         match old {
             _ if after.is_empty() => Ok(None),
             Some((sub, _)) if after == before => Ok(Some(sub)),
@@ -189,6 +181,32 @@ impl<I: Iterator<Item = Run> + Clone + Send> Rewriter<'_, I> {
             mapped: page.mapped(),
         })
     }
+}
+
+/// The mapped runs that are left of `before`, and those of `changes`. Both are in order.
+fn merged(before: &[Run], changes: &[Run]) -> Vec<Run> {
+    let mut out = Vec::with_capacity(before.len() + 2 * changes.len());
+    let mut rest = before.iter().copied();
+    let mut next = rest.next();
+    for change in changes {
+        while let Some(run) = next.filter(|run| run.start < change.end()) {
+            if run.start < change.start {
+                push(&mut out, run.clip(0, change.start));
+            }
+            next = if run.end() > change.end() {
+                Some(run.clip(change.end(), u64::MAX))
+            } else {
+                rest.next()
+            };
+        }
+        if change.place.is_some() {
+            push(&mut out, *change);
+        }
+    }
+    next.into_iter()
+        .chain(rest)
+        .for_each(|run| push(&mut out, run));
+    out
 }
 
 /// The pages below one page that changes are due to, in order, each with what it takes: those

@@ -95,16 +95,13 @@ impl ObjectTable {
 
     /// What is known of an object: nothing as long as its number is only reserved.
     pub(crate) fn info(&self, id: ObjectId) -> Option<ObjectInfo> {
+        self.read().info(id)
+    }
+
+    /// The same of several; none where anything of them is not known.
+    pub(crate) fn infos(&self, ids: &[ObjectId]) -> Option<Vec<ObjectInfo>> {
         let inner = self.read();
-        let slot = inner.slots.get(id.0 as usize)?;
-        if slot.state == State::Reserved {
-            return None;
-        }
-        Some(ObjectInfo {
-            key: inner.key(slot)?,
-            start: slot.start,
-            framed: slot.state == State::Framed,
-        })
+        ids.iter().map(|id| inner.info(*id)).collect()
     }
 
     /// The name of an object.
@@ -169,6 +166,18 @@ impl State {
 }
 
 impl Inner {
+    fn info(&self, id: ObjectId) -> Option<ObjectInfo> {
+        let slot = self.slots.get(id.0 as usize)?;
+        if slot.state == State::Reserved {
+            return None;
+        }
+        Some(ObjectInfo {
+            key: self.key(slot)?,
+            start: slot.start,
+            framed: slot.state == State::Framed,
+        })
+    }
+
     fn key(&self, slot: &Slot) -> Option<ObjectKey> {
         Some(ObjectKey {
             log: *self.logs.get(slot.log as usize)?,

@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::super::measure::timed;
 use super::*;
 
 type Model = BTreeMap<u64, Option<Place>>;
@@ -164,14 +164,7 @@ fn measure() {
     let mut state = 42;
     let mut overlay = Overlay::new();
     let blocks: Vec<u64> = (0..ENTRIES).map(|_| random(&mut state) >> 36).collect();
-    let timed = |what: &str, run: &mut dyn FnMut()| {
-        let begun = Instant::now();
-        run();
-        println!(
-            "{what}: {} ns",
-            begun.elapsed().as_nanos() / u128::from(ENTRIES)
-        );
-    };
+    let timed = |what: &str, run: &mut dyn FnMut()| timed(what, ENTRIES, run);
     timed("insert, growing", &mut || {
         for (i, block) in blocks.iter().enumerate() {
             overlay.insert(*block, 1, Some(place(i as u32 / 2000, i as u32 % 2000)));

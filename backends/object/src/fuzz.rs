@@ -1,0 +1,77 @@
+//! What a fuzzer may throw bytes at: the decoders of everything that a store gives back. Not part
+//! of the library: there is no such module unless it is built for fuzzing.
+
+use uuid::Uuid;
+
+use crate::codec::Reader;
+use crate::data::Header;
+use crate::keys::{LogId, Named};
+use crate::manifest::Manifest;
+use crate::map::{ObjectTable, Page, span};
+use crate::tip::Tip;
+
+/// Gives bytes to the decoder that the first of them selects.
+///
+/// # Panics
+/// If a decoder is at fault: what it accepts does not keep to the format, or does not read back.
+pub fn decode(bytes: &[u8]) {
+    let Some((which, body)) = bytes.split_first() else {
+        return;
+    };
+    match which % 5 {
+        0 => map_page(body),
+        1 => tip(body),
+        2 => manifest(body),
+        3 => header(body),
+        _ => name(body),
+    }
+}
+
+/// A page of a map.
+pub(crate) fn map_page(body: &[u8]) {
+    let table = ObjectTable::new();
+    let Ok(page) = Page::decode(body, &table) else {
+        return;
+    };
+    let again = page.encode(&table).expect("its objects are known");
+    assert_eq!(Page::decode(&again, &table).as_ref(), Ok(&page));
+    let mut end = page.base();
+    for run in page.runs(0, u64::MAX) {
+        assert!(run.start >= end && run.end() <= page.base() + span(0));
+        end = run.end();
+    }
+    assert!(page.children().is_sorted_by(|a, b| a.slot < b.slot));
+    assert!(page.mapped() <= span(page.level()));
+}
+
+fn tip(body: &[u8]) {
+    let mut reader = Reader::new(body);
+    if let Ok(tip) = Tip::decode(&mut reader) {
+        let mut again = Vec::new();
+        tip.encode(&mut again);
+        assert_eq!(Tip::decode(&mut Reader::new(&again)), Ok(tip));
+    }
+}
+
+fn manifest(body: &[u8]) {
+    let log = LogId(Uuid::nil());
+    if let Ok(manifest) = Manifest::decode(log, 7, body)
+        && let Ok(again) = manifest.encode()
+    {
+        assert_eq!(Manifest::decode(log, 7, &again), Ok(manifest));
+    }
+}
+
+fn header(body: &[u8]) {
+    if let Ok(header) = Header::decode(body) {
+        assert_eq!(Header::decode(&header.encode()), Ok(header));
+    }
+}
+
+fn name(body: &[u8]) {
+    if let Ok(name) = str::from_utf8(body)
+        && let Ok(Named::Data(key)) = name.parse()
+    {
+        assert_eq!(key.to_string(), name);
+    }
+}
