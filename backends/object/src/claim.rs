@@ -22,8 +22,10 @@ use crate::pool::Ready;
 use crate::store::{Put, Store};
 use crate::tip::Tip;
 
-/// Between two looks at a writer that is about to end.
-const LOOK: Duration = Duration::from_millis(10);
+/// Between the first two looks at a writer that is about to end.
+const LOOK: Duration = Duration::from_millis(5);
+/// Between two later ones.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// A log that was claimed.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl Ready {
                 && !take_over
                 && self.check_free(op, name, open)? == Free::Soon
             {
-                patience.wait(LOOK, || busy_ending(self, op, name)).await?;
+                patience.wait(|| busy_ending(self, op, name)).await?;
                 continue;
             }
             if newest
@@ -176,7 +178,7 @@ impl Ready {
                     Free::Yes => {}
                     Free::Soon => {
                         let late = || busy_ending(self, op, &entry.name);
-                        patience.wait(LOOK, late).await?;
+                        patience.wait(late).await?;
                         continue;
                     }
                 }
@@ -354,19 +356,26 @@ fn busy_ending(ready: &Ready, op: &'static str, name: &VolumeName) -> Error {
         .help("see whether the store can be reached")
 }
 
-/// Waits, but not for ever.
-struct Patience(Instant);
+/// Waits, but not for ever, and longer each time.
+struct Patience {
+    end: Instant,
+    pause: Duration,
+}
 
 impl Patience {
     fn new(limit: Duration) -> Self {
-        Patience(Instant::now() + limit)
+        Patience {
+            end: Instant::now() + limit,
+            pause: LOOK,
+        }
     }
 
-    async fn wait(&mut self, pause: Duration, late: impl FnOnce() -> Error) -> Result<()> {
-        if Instant::now() >= self.0 {
+    async fn wait(&mut self, late: impl FnOnce() -> Error) -> Result<()> {
+        if Instant::now() >= self.end {
             return Err(late());
         }
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_LOOK);
         Ok(())
     }
 }

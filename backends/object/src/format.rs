@@ -89,12 +89,14 @@ pub(crate) async fn read(
         let other = !listed.name.starts_with(PROBES);
         std::future::ready(other)
     });
-    match others.try_next().await? {
-        // Somebody may have made it between the two requests.
-        Some(other) if other.name == POOL => match store.get(op, POOL).await? {
-            Some(bytes) => Format::read(store, config, op, &bytes).map(Some),
-            None => Ok(None),
-        },
+    let other = others.try_next().await?;
+    // Somebody may have made it, and gone on, between the two requests.
+    if other.is_some()
+        && let Some(bytes) = store.get(op, POOL).await?
+    {
+        return Format::read(store, config, op, &bytes).map(Some);
+    }
+    match other {
         Some(other) if !config.init => Err(store
             .error(ErrorKind::InvalidConfig, op, &other.name)
             .reason("there is no pool here, but there are other objects")

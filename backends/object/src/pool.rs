@@ -43,6 +43,8 @@ pub struct ObjectPool {
     ids: Arc<Ids>,
     /// Set once the pool exists: a store without one becomes a pool with the first volume.
     ready: OnceCell<Arc<Ready>>,
+    /// Races that a store has to stand before it is written to.
+    races: usize,
     /// Whether the store was found fit for writing.
     probed: Mutex<bool>,
 }
@@ -69,7 +71,7 @@ impl ObjectPool {
     pub async fn open(config: ObjectConfig) -> Result<Arc<Self>> {
         let ids = Arc::new(Ids::random());
         let connected = connect::connect(&config, ids.clone()).await?;
-        Self::opened(connected, config, ids).await
+        Self::opened(connected, config, ids, probe::RACES).await
     }
 
     /// Opens a pool in a store of the caller's own, with all identifiers made from `seed`: for
@@ -89,13 +91,14 @@ impl ObjectPool {
             store: Store::new(store, Path::default(), &shown, patience, ids.clone()),
             local: None,
         };
-        Self::opened(connected, config, ids).await
+        Self::opened(connected, config, ids, 1).await
     }
 
     async fn opened(
         connected: Connected,
         config: ObjectConfig,
         ids: Arc<Ids>,
+        races: usize,
     ) -> Result<Arc<Self>> {
         let policy = config.policy()?;
         let pool = Arc::new_cyclic(|me| ObjectPool {
@@ -106,6 +109,7 @@ impl ObjectPool {
             store: connected.store,
             ids,
             ready: OnceCell::new(),
+            races,
             probed: Mutex::new(false),
         });
         pool.look("open_pool").await?;
@@ -163,7 +167,7 @@ impl ObjectPool {
         self.check_writable(op, name)?;
         let mut probed = self.probed.lock().await;
         if !*probed {
-            probe::probe(&self.store, op).await?;
+            probe::probe(&self.store, op, self.races).await?;
             *probed = true;
         }
         drop(probed);

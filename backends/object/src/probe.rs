@@ -14,7 +14,7 @@ use crate::store::{Patience, Store};
 pub(crate) const PROBES: &str = "probe/";
 /// Races that are run at once. A store that looks first and writes then lets both win in most of
 /// them only: s3s-fs 0.14 in three of four, so that it would pass once in 16 million times.
-const RACES: usize = 12;
+pub(crate) const RACES: usize = 12;
 /// Length of what is put.
 const LENGTH: usize = 4096;
 /// How long it tries to remove what it put.
@@ -22,16 +22,16 @@ const CLEANING: Duration = Duration::from_secs(15);
 /// How often it is done again when requests fail.
 const TRIES: u32 = 5;
 
-/// Races pairs of create-only puts.
+/// Races so many pairs of create-only puts.
 ///
 /// # Errors
 /// `Unsupported` if both of a pair win, if the wrong one's object is there, or if what exists can
 /// be created again; that of the store if requests fail.
-pub(crate) async fn probe(store: &Store, op: &'static str) -> Result<()> {
+pub(crate) async fn probe(store: &Store, op: &'static str, races: usize) -> Result<()> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let names: Vec<String> = (0..RACES)
+        let names: Vec<String> = (0..races)
             .map(|_| format!("{PROBES}{}", store.ids().uuid().simple()))
             .collect();
         let races = names.iter().map(|name| race(store, op, name));

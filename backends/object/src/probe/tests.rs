@@ -133,7 +133,7 @@ async fn left(store: &Store) -> Vec<Listed> {
 #[tokio::test]
 async fn a_store_that_keeps_the_promise_passes_and_is_left_as_it_was() {
     let store = store(Flaw::None);
-    probe(&store, "t").await.expect("it passes");
+    probe(&store, "t", RACES).await.expect("it passes");
     assert_eq!(left(&store).await, []);
 }
 
@@ -147,7 +147,7 @@ async fn a_store_that_breaks_it_is_refused_and_left_as_it_was() {
         (Flaw::Fails, ErrorKind::Unavailable),
     ] {
         let store = store(flaw);
-        let error = probe(&store, "t").await.expect_err("refused");
+        let error = probe(&store, "t", RACES).await.expect_err("refused");
         assert_eq!(error.kind(), kind, "{flaw:?}: {error}");
         assert!(error.get("pool").is_some());
         assert_eq!(left(&store).await, [], "{flaw:?}");
