@@ -40,7 +40,9 @@ impl Blocks {
                 let from = ranges.partition_point(|range| range.end < start);
                 let to = ranges.partition_point(|range| range.start <= end);
                 let touched = &ranges[from..to];
-                let start = touched.first().map_or(start, |range| range.start.min(start));
+                let start = touched
+                    .first()
+                    .map_or(start, |range| range.start.min(start));
                 let end = touched.last().map_or(end, |range| range.end.max(end));
                 ranges.splice(from..to, [start..end]);
                 if ranges.len() > RANGES {

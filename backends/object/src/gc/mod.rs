@@ -170,10 +170,11 @@ impl<'a> Collector<'a> {
             garbage.retain(|(key, _)| !pass.is_needed(key));
         }
         let survey = self.survey(&inventory, &pass, garbage).await?;
-        let (data, others): (Vec<_>, Vec<_>) =
-            survey.garbage.iter().map(|object| object.name.clone()).partition(|name| {
-                matches!(name.parse(), Ok(keys::Named::Data(_)))
-            });
+        let (data, others): (Vec<_>, Vec<_>) = survey
+            .garbage
+            .iter()
+            .map(|object| object.name.clone())
+            .partition(|name| matches!(name.parse(), Ok(keys::Named::Data(_))));
         self.shared.store.delete(self.op, data).await?;
         // Manifests of a dead log go last: as long as they are there, it is known to be dead.
         self.shared.store.delete(self.op, others).await?;
@@ -207,7 +208,9 @@ impl<'a> Collector<'a> {
             bytes,
         });
         survey.garbage.extend(data);
-        survey.garbage.extend(self.old_manifests(inventory, pass).await?);
+        survey
+            .garbage
+            .extend(self.old_manifests(inventory, pass).await?);
         survey.garbage.extend(self.dead_readers(inventory).await?);
         let freed = survey.freed();
         survey.kept.objects -= freed.objects;
@@ -220,7 +223,9 @@ impl<'a> Collector<'a> {
         let (op, shared) = (self.op, self.shared);
         let old = inventory.manifests.iter().flat_map(|(log, numbers)| {
             let newest = pass.newest(*log);
-            let all = numbers.iter().map(|(number, bytes)| (*log, *number, *bytes));
+            let all = numbers
+                .iter()
+                .map(|(number, bytes)| (*log, *number, *bytes));
             all.filter(move |(_, number, _)| newest.is_none_or(|newest| *number < newest))
         });
         let looked = stream::iter(old).map(|(log, number, bytes): (LogId, u64, u64)| async move {

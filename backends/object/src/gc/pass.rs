@@ -57,7 +57,11 @@ impl<'a> Pass<'a> {
             .manifests
             .keys()
             .filter_map(|log| Some((*log, inventory.newest(*log)?)))
-            .filter(|(log, number)| self.logs.get(log).is_none_or(|known| known.number < *number))
+            .filter(|(log, number)| {
+                self.logs
+                    .get(log)
+                    .is_none_or(|known| known.number < *number)
+            })
             .collect();
         let (op, shared) = (self.op, self.shared.clone());
         let mut newest = stream::iter(listed)
@@ -153,7 +157,8 @@ impl<'a> Pass<'a> {
 
     /// The logs that volumes have.
     fn live_logs(&self) -> BTreeSet<LogId> {
-        self.catalog.read(|state| state.iter().filter_map(|entry| entry.log).collect())
+        self.catalog
+            .read(|state| state.iter().filter_map(|entry| entry.log).collect())
     }
 
     fn counting(&self) -> BTreeSet<LogId> {
