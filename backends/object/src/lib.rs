@@ -16,6 +16,7 @@ mod fault;
 mod format;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod gc;
 mod ids;
 mod journal;
 mod keys;
@@ -39,5 +40,6 @@ mod walk;
 
 pub use backend::ObjectBackend;
 pub use config::{Compression, Encryption, Flush, Location, ObjectConfig};
+pub use gc::Collected;
 pub use pool::ObjectPool;
 pub use secret::PoolKey;

@@ -117,7 +117,7 @@ impl ObjectPool {
     }
 
     /// The pool, if it exists by now.
-    async fn look(&self, op: &'static str) -> Result<Option<&Arc<Ready>>> {
+    pub(crate) async fn look(&self, op: &'static str) -> Result<Option<&Arc<Ready>>> {
         if let Some(ready) = self.ready.get() {
             return Ok(Some(ready));
         }

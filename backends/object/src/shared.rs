@@ -134,7 +134,8 @@ impl Shared {
         }
     }
 
-    async fn read_page(&self, at: &PagePtr) -> Result<(Arc<Page>, u32)> {
+    /// A page of a map, from the store; `table` gets to know the objects that it names.
+    pub(crate) async fn read_page(&self, at: &PagePtr, table: &ObjectTable) -> Result<Page> {
         let op = "read_map";
         let name = at.object.to_string();
         let end = u64::from(at.offset) + u64::from(at.length);
@@ -147,9 +148,7 @@ impl Shared {
             .seal
             .unwrap(Kind::MapPage, &page_name(&at.object, at.offset), &bytes)
             .map_err(|damage| self.damaged(op, &name, damage))?;
-        let page = Page::decode(&body, &self.table).map_err(|m| self.malformed(op, &name, m))?;
-        let bytes = page.memory() as u32;
-        Ok((Arc::new(page), bytes))
+        Page::decode(&body, table).map_err(|m| self.malformed(op, &name, m))
     }
 
     /// The error for an object that can't be understood.
@@ -187,7 +186,12 @@ impl Shared {
 #[async_trait]
 impl PageStore for Shared {
     async fn load(&self, at: &PagePtr) -> Result<Arc<Page>> {
-        self.cache.page_or_load(*at, self.read_page(at)).await
+        let load = async {
+            let page = self.read_page(at, &self.table).await?;
+            let bytes = page.memory() as u32;
+            Ok((Arc::new(page), bytes))
+        };
+        self.cache.page_or_load(*at, load).await
     }
 
     fn cached(&self, at: &PagePtr) -> Option<Arc<Page>> {

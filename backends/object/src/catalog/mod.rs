@@ -12,7 +12,7 @@
 mod record;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,6 @@ use uuid::Uuid;
 use volmux_core::{Error, ErrorKind, Origin, Provisioning, Result, VolumeId, VolumeName};
 
 use crate::envelope::Kind;
-use crate::ids::Ids;
 use crate::keys::{self, LogId, Named};
 use crate::seal::Seal;
 use crate::store::{Put, Store};
@@ -392,7 +391,7 @@ impl Catalog {
     }
 
     fn sealed(&self, op: &'static str, kind: Kind, name: &str, body: &[u8]) -> Result<Bytes> {
-        let sealed = self.seal.wrap(kind, name, body, nonce(self.store.ids()));
+        let sealed = self.seal.wrap(kind, name, body, self.store.ids().nonce());
         sealed.map_err(|damage| {
             self.store
                 .error(ErrorKind::Internal, op, name)
@@ -406,13 +405,4 @@ impl Catalog {
             .reason(wrong)
             .help("the pool's catalogue is damaged: restore this object from a backup")
     }
-}
-
-/// Random bytes for an envelope's nonce: those of an identifier that are random.
-fn nonce(ids: &Ids) -> [u8; 12] {
-    let id = ids.uuid().into_bytes();
-    let mut nonce = [0; 12];
-    nonce[..6].copy_from_slice(&id[..6]);
-    nonce[6..].copy_from_slice(&id[10..]);
-    nonce
 }

@@ -12,6 +12,7 @@ use object_store::path::Path;
 use volmux_core::OriginKind;
 
 use super::*;
+use crate::ids::Ids;
 use crate::keys::ObjectKey;
 use crate::store::Patience;
 use crate::tip::TailItem;

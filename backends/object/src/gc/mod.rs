@@ -1,0 +1,267 @@
+//! Garbage collection: deletes what no volume needs any more.
+//!
+//! What is needed: all that a volume's newest manifest names, or its base while its log has no
+//! manifest; what a copy in progress holds on to; and what a writer may have put and not yet
+//! committed, which is everything from its manifest's `in_flight` on. Writers, on any host, go on
+//! meanwhile. Nobody's clock is asked. These steps make that safe:
+//!
+//! 1. Everything is listed, then all references are followed ([`marks`]). What was listed and is
+//!    not needed is a candidate. From now on no writer can come to need it: what a writer commits
+//!    later was needed now, or in flight, or was put after the listing.
+//! 2. A record moves the catalogue's head. Somebody may have read an older manifest, before the
+//!    listing, and be about to put it into the catalogue as a snapshot. That record, decided on an
+//!    older head, now fails, or is already there.
+//! 3. References are followed again, in the catalogue as of that record or later.
+//! 4. Candidates that nothing refers to then are deleted.
+//!
+//! A crash at any point leaves garbage for the next collection. Several may run at once.
+//!
+//! A volume whose map can't be read keeps anything from being collected: what it refers to is not
+//! known.
+
+mod blocks;
+mod inventory;
+mod marks;
+mod pass;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt};
+use tracing::warn;
+use volmux_core::{Error, ErrorKind, Result};
+
+use crate::catalog::{Catalog, Change};
+use crate::keys::{self, LogId};
+use crate::owner::{Life, Owner};
+use crate::pool::ObjectPool;
+use crate::shared::Shared;
+use crate::store::Listed;
+
+use inventory::Inventory;
+use pass::Pass;
+
+/// Small objects that are read at once.
+const GETS: usize = 16;
+
+/// Objects, and the bytes in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    /// How many.
+    pub(crate) objects: u64,
+    /// Bytes in all.
+    pub(crate) bytes: u64,
+}
+
+impl Count {
+    fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// What a collection has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Survey {
+    /// What nobody needs, by name; it is gone if it was to be deleted.
+    pub(crate) garbage: Vec<Listed>,
+    /// What volmux did not put there.
+    pub(crate) foreign: Vec<Listed>,
+    /// What stays, without what is foreign.
+    pub(crate) kept: Count,
+}
+
+impl Survey {
+    /// Number and size of what nobody needs.
+    pub(crate) fn freed(&self) -> Count {
+        let mut freed = Count::default();
+        for object in &self.garbage {
+            freed.add(object.bytes);
+        }
+        freed
+    }
+}
+
+/// What a collection of garbage has come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Objects that were deleted.
+    pub objects: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Objects that the pool consists of now.
+    pub kept_objects: u64,
+    /// Bytes in them.
+    pub kept_bytes: u64,
+}
+
+impl ObjectPool {
+    /// Deletes what no volume needs any more. Goes along with writers on any host; repeated or
+    /// interrupted calls do no harm.
+    ///
+    /// # Errors
+    /// `PermissionDenied` if the pool was opened read-only; `Corrupt`, with nothing deleted, if
+    /// the map of a volume can't be read: what it refers to is not known then.
+    pub async fn collect_garbage(&self) -> Result<Collected> {
+        let op = "collect_garbage";
+        if self.config.read_only {
+            return Err(Error::new(ErrorKind::PermissionDenied, op)
+                .with("pool", self)
+                .reason("the pool was opened read-only")
+                .help("open it without read_only"));
+        }
+        let Some(ready) = self.look(op).await? else {
+            return Ok(Collected::default());
+        };
+        let collector = Collector::new(op, &ready.shared, &ready.catalog);
+        let survey = collector.collect().await?;
+        let freed = survey.freed();
+        Ok(Collected {
+            objects: freed.objects,
+            bytes: freed.bytes,
+            kept_objects: survey.kept.objects,
+            kept_bytes: survey.kept.bytes,
+        })
+    }
+}
+
+/// One collection.
+pub(crate) struct Collector<'a> {
+    op: &'static str,
+    shared: &'a Arc<Shared>,
+    catalog: &'a Catalog,
+}
+
+impl<'a> Collector<'a> {
+    pub(crate) fn new(op: &'static str, shared: &'a Arc<Shared>, catalog: &'a Catalog) -> Self {
+        Collector {
+            op,
+            shared,
+            catalog,
+        }
+    }
+
+    /// Only looks. What was about to be committed may be taken for garbage.
+    ///
+    /// # Errors
+    /// `Corrupt` for a volume whose map can't be read; those of the store.
+    pub(crate) async fn look(&self) -> Result<Survey> {
+        let inventory = Inventory::take(self.op, &self.shared.store).await?;
+        let mut pass = Pass::new(self.op, self.shared.clone(), self.catalog);
+        pass.follow(&inventory).await?;
+        let garbage = pass.garbage(&inventory);
+        self.survey(&inventory, &pass, garbage).await
+    }
+
+    /// Deletes what nobody needs.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look), with nothing deleted; those of the store.
+    pub(crate) async fn collect(&self) -> Result<Survey> {
+        let inventory = Inventory::take(self.op, &self.shared.store).await?;
+        let mut pass = Pass::new(self.op, self.shared.clone(), self.catalog);
+        pass.follow(&inventory).await?;
+        let mut garbage = pass.garbage(&inventory);
+        if !garbage.is_empty() {
+            self.move_head().await?;
+            let again = Inventory::take(self.op, &self.shared.store).await?;
+            pass.follow(&again).await?;
+            garbage.retain(|(key, _)| !pass.is_needed(key));
+        }
+        let survey = self.survey(&inventory, &pass, garbage).await?;
+        let (data, others): (Vec<_>, Vec<_>) = survey
+            .garbage
+            .iter()
+            .map(|object| object.name.clone())
+            .partition(|name| matches!(name.parse(), Ok(keys::Named::Data(_))));
+        self.shared.store.delete(self.op, data).await?;
+        // Manifests of a dead log go last: as long as they are there, it is known to be dead.
+        self.shared.store.delete(self.op, others).await?;
+        Ok(survey)
+    }
+
+    async fn move_head(&self) -> Result<()> {
+        loop {
+            let head = self.catalog.refresh(self.op).await?;
+            let marker = self.shared.ids.uuid();
+            let change = Change::Gc { marker };
+            if self.catalog.try_commit(self.op, head, vec![change]).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn survey(
+        &self,
+        inventory: &Inventory,
+        pass: &Pass<'_>,
+        garbage: Vec<(keys::ObjectKey, u64)>,
+    ) -> Result<Survey> {
+        let mut survey = Survey {
+            garbage: Vec::new(),
+            foreign: inventory.foreign.clone(),
+            kept: inventory.all,
+        };
+        let data = garbage.into_iter().map(|(key, bytes)| Listed {
+            name: key.to_string(),
+            bytes,
+        });
+        survey.garbage.extend(data);
+        survey
+            .garbage
+            .extend(self.old_manifests(inventory, pass).await?);
+        survey.garbage.extend(self.dead_readers(inventory).await?);
+        let freed = survey.freed();
+        survey.kept.objects -= freed.objects;
+        survey.kept.bytes -= freed.bytes;
+        Ok(survey)
+    }
+
+    /// Manifests that are neither the newest of a log that counts, nor all that fences a writer.
+    async fn old_manifests(&self, inventory: &Inventory, pass: &Pass<'_>) -> Result<Vec<Listed>> {
+        let (op, shared) = (self.op, self.shared);
+        let old = inventory.manifests.iter().flat_map(|(log, numbers)| {
+            let newest = pass.newest(*log);
+            let all = numbers
+                .iter()
+                .map(|(number, bytes)| (*log, *number, *bytes));
+            all.filter(move |(_, number, _)| newest.is_none_or(|newest| *number < newest))
+        });
+        let looked = stream::iter(old).map(|(log, number, bytes): (LogId, u64, u64)| async move {
+            let name = keys::manifest(log, number);
+            match shared.manifest(op, log, number).await {
+                Ok(Some(manifest)) if manifest.is_claim() && manifest.fences => None,
+                Ok(Some(_)) => Some(Listed { name, bytes }),
+                Ok(None) => None,
+                Err(error) => {
+                    // Whether it fences anybody is not known.
+                    warn!(%error, "an old manifest can't be read, and stays");
+                    None
+                }
+            }
+        });
+        let old: Vec<Option<Listed>> = looked.buffered(GETS).collect().await;
+        Ok(old.into_iter().flatten().collect())
+    }
+
+    /// Marks of readers who are gone, or whose volume is.
+    async fn dead_readers(&self, inventory: &Inventory) -> Result<Vec<Listed>> {
+        let mut dead = Vec::new();
+        for (volume, mark) in &inventory.readers {
+            let gone = self.catalog.read(|state| state.by_id(*volume).is_none());
+            if gone || self.is_dead(&mark.name).await? {
+                dead.push(mark.clone());
+            }
+        }
+        Ok(dead)
+    }
+
+    async fn is_dead(&self, mark: &str) -> Result<bool> {
+        let Some(body) = self.shared.store.get(self.op, mark).await? else {
+            return Ok(false);
+        };
+        let owner: Option<Owner> = serde_json::from_slice(&body).ok();
+        Ok(owner.is_some_and(|owner| owner.life() == Life::Dead))
+    }
+}
