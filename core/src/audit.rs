@@ -64,6 +64,15 @@ pub struct AuditReport {
     pub volumes: u64,
 }
 
+/// What a collection of garbage gave back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// What can be used again, as the store counts it.
+    pub freed: ByteSize,
+    /// Files or objects that were removed.
+    pub objects: u64,
+}
+
 impl AuditReport {
     /// Whether nothing is left that is wrong; what is merely foreign does not count.
     pub fn is_clean(&self) -> bool {

@@ -23,7 +23,7 @@ mod usage;
 mod volume;
 
 pub use attach::{Access, AttachOptions, AttachTarget, Attachment, Holder, Sharing};
-pub use audit::{AuditOptions, AuditReport, Finding, FindingKind};
+pub use audit::{AuditOptions, AuditReport, Collected, Finding, FindingKind};
 pub use buffer::Buffer;
 pub use capability::{Capabilities, Support};
 pub use control::{Control, Progress};

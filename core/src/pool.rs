@@ -8,8 +8,8 @@ use futures::stream::{BoxStream, TryStreamExt};
 
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize,
-    Capabilities, Control, ErrorKind, ExtentQuery, ExtentStream, Holder, Provisioning, Result,
-    Sharing, ThinPolicy, Usage, Volume, VolumeName, transfer,
+    Capabilities, Collected, Control, ErrorKind, ExtentQuery, ExtentStream, Holder, Provisioning,
+    Result, Sharing, ThinPolicy, Usage, Volume, VolumeName, transfer,
 };
 
 /// How to create a volume.
@@ -275,6 +275,20 @@ pub trait Pool: Debug + Display + Send + Sync + 'static {
 
     /// Finds what interrupted work left behind and, if asked, removes it. Safe beside running work.
     async fn audit(&self, options: AuditOptions) -> Result<AuditReport>;
+
+    /// Reads everything that is stored and verifies it, and tells of what is damaged. Changes
+    /// nothing. Safe beside running work.
+    ///
+    /// # Errors
+    /// `Unsupported` where the store keeps nothing to verify data by; `TimedOut` when cancelled.
+    async fn scrub(&self, control: Control) -> Result<AuditReport>;
+
+    /// Gives back now what nothing uses any more, and what the backend would otherwise give back
+    /// in the background, or never. Safe beside running work, and after a crash of its own.
+    ///
+    /// # Errors
+    /// `Busy` while another one runs; `PermissionDenied` for a pool that is read-only.
+    async fn collect_garbage(&self) -> Result<Collected>;
 }
 
 /// Conveniences on every pool.

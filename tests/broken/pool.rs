@@ -13,10 +13,10 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use volmux::{
     Access, AttachOptions, AttachTarget, Attachment, AuditOptions, AuditReport, BlockDevice,
-    ByteRange, ByteSize, Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error,
-    ErrorKind, ExtentKind, ExtentQuery, ExtentStream, Finding, FindingKind, Holder, OpenOptions,
-    Pool, PoolExt, Provisioning, ResizeOptions, Result, RevertOptions, Sharing, SnapshotOptions,
-    Support, ThinPolicy, Usage, Volume, VolumeId, VolumeName,
+    ByteRange, ByteSize, Capabilities, CloneOptions, Collected, Control, CopyOptions,
+    CreateOptions, Error, ErrorKind, ExtentKind, ExtentQuery, ExtentStream, Finding, FindingKind,
+    Holder, OpenOptions, Pool, PoolExt, Provisioning, ResizeOptions, Result, RevertOptions,
+    Sharing, SnapshotOptions, Support, ThinPolicy, Usage, Volume, VolumeId, VolumeName,
 };
 use volmux_conformance::pattern;
 
@@ -584,6 +584,14 @@ impl Pool for Broken {
         lock(&self.state.attached).remove(&(name.clone(), holder.to_string()));
         let detached = self.inner.detach_volume(name, holder).await;
         detached.map_err(|error| self.state.error(error))
+    }
+
+    async fn scrub(&self, control: Control) -> Result<AuditReport> {
+        self.inner.scrub(control).await
+    }
+
+    async fn collect_garbage(&self) -> Result<Collected> {
+        self.inner.collect_garbage().await
     }
 
     async fn audit(&self, options: AuditOptions) -> Result<AuditReport> {

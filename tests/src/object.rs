@@ -139,5 +139,10 @@ impl Fixture for ObjectFixture {
         "foreign".into()
     }
 
-    async fn settle(&self) {}
+    async fn settle(&self) {
+        self.pool
+            .collect_garbage()
+            .await
+            .expect("the garbage is collected");
+    }
 }

@@ -8,9 +8,9 @@ use futures::stream::{BoxStream, StreamExt};
 use rustix::fs::OFlags;
 use volmux_core::{
     AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, Capabilities,
-    CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind, ExtentQuery,
-    ExtentStream, Holder, OpenOptions, OriginKind, Pool, PoolUrl, ResizeOptions, Result,
-    RevertOptions, SnapshotOptions, Support, ThinPolicy, Usage, Volume, VolumeName,
+    CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
+    ExtentQuery, ExtentStream, Holder, OpenOptions, OriginKind, Pool, PoolUrl, ResizeOptions,
+    Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Usage, Volume, VolumeName,
 };
 
 use crate::DirConfig;
@@ -581,6 +581,18 @@ impl Pool for DirPool {
             inner.audit(options)
         })
         .await
+    }
+
+    async fn scrub(&self, _: Control) -> Result<AuditReport> {
+        Err(Error::new(ErrorKind::Unsupported, "scrub")
+            .with("pool", self)
+            .reason("a directory pool keeps no checksums")
+            .help("use what the file system has for it, such as `btrfs scrub`"))
+    }
+
+    async fn collect_garbage(&self) -> Result<Collected> {
+        // What is not used is given back when it is deleted.
+        Ok(Collected::default())
     }
 }
 

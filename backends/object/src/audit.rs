@@ -1,22 +1,102 @@
-//! Finding what interrupted work left behind.
+//! Finding what is damaged, and collecting what nobody needs.
 
 use std::sync::Arc;
 
-use volmux_core::{AuditOptions, AuditReport, Result};
+use futures::stream::{self, StreamExt};
+use volmux_core::{
+    AuditOptions, AuditReport, ByteSize, Collected, Control, ErrorKind, Finding, FindingKind,
+    Result,
+};
 
+use crate::catalog::Entry;
+use crate::engine::Engine;
+use crate::gc::Collector;
 use crate::pool::Ready;
 
+/// Volumes that are looked at together.
+const AT_ONCE: usize = 8;
+
 impl Ready {
-    /// Finds what belongs to no volume, and what is damaged.
+    /// Finds volumes that can't be opened and objects of others. What interrupted work left
+    /// behind is garbage like any other, and collected with it.
     pub(crate) async fn audit(
         self: &Arc<Self>,
         op: &'static str,
-        _options: AuditOptions,
+        options: AuditOptions,
     ) -> Result<AuditReport> {
         self.catalog.refresh(op).await?;
-        Ok(AuditReport {
-            findings: Vec::new(),
-            volumes: self.catalog.read(|state| state.len() as u64),
+        let entries: Vec<Arc<Entry>> = self.catalog.read(|state| state.iter().cloned().collect());
+        let volumes = entries.len() as u64;
+        let mut looks = stream::iter(entries)
+            .map(|entry| self.look_at(op, entry))
+            .buffered(AT_ONCE);
+        let mut findings = Vec::new();
+        while let Some(finding) = looks.next().await {
+            findings.extend(finding?);
+        }
+        drop(looks);
+        let collector = Collector::new(op, &self.shared, &self.catalog);
+        let may_repair = options.repair && !self.config.read_only;
+        // A damaged map hides what it needs: nothing is collected then.
+        if findings.is_empty() {
+            let survey = match may_repair {
+                true => collector.collect().await?,
+                false => collector.look().await?,
+            };
+            findings.extend(survey.foreign.into_iter().map(|object| Finding {
+                kind: FindingKind::Foreign,
+                object: object.name,
+                detail: "volmux did not put this object below the pool's prefix".into(),
+                bytes: Some(ByteSize::new(object.bytes)),
+                repaired: false,
+            }));
+        }
+        Ok(AuditReport { findings, volumes })
+    }
+
+    /// Whether a volume's metadata can be read.
+    async fn look_at(&self, op: &'static str, entry: Arc<Entry>) -> Result<Option<Finding>> {
+        let looked = async {
+            let (_, tip) = self.committed_tip(op, &entry).await?;
+            Engine::reader(op, self.shared.clone(), &tip, None).await
+        };
+        let Err(error) = looked.await else {
+            return Ok(None);
+        };
+        if error.kind() != ErrorKind::Corrupt {
+            return Err(error);
+        }
+        // It may have been deleted, and collected, in the meantime.
+        self.catalog.refresh(op).await?;
+        let there = self.catalog.read(|state| state.by_id(entry.id).cloned());
+        Ok(there.map(|entry| Finding {
+            kind: FindingKind::Damaged,
+            object: entry.name.to_string(),
+            detail: error.to_string(),
+            bytes: None,
+            repaired: false,
+        }))
+    }
+
+    /// Reads and verifies everything.
+    pub(crate) async fn scrub(
+        self: &Arc<Self>,
+        op: &'static str,
+        control: &Control,
+    ) -> Result<AuditReport> {
+        control.check(op)?;
+        self.audit(op, AuditOptions { repair: false }).await
+    }
+
+    /// Collects what nobody needs.
+    pub(crate) async fn collect(&self, op: &'static str) -> Result<Collected> {
+        let survey = Collector::new(op, &self.shared, &self.catalog)
+            .collect()
+            .await?;
+        let freed = survey.freed();
+        Ok(Collected {
+            freed: ByteSize::new(freed.bytes),
+            objects: freed.objects,
         })
     }
 }

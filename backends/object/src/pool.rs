@@ -10,10 +10,10 @@ use object_store::path::Path;
 use tokio::sync::{Mutex, OnceCell};
 use volmux_core::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize,
-    Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery,
-    ExtentStream, Holder, OpenOptions, OriginKind, Pool, Pressure, Provisioning, ResizeOptions,
-    Result, RevertOptions, SnapshotOptions, SpaceRequest, Support, ThinPolicy, Usage, Volume,
-    VolumeId, VolumeName,
+    Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
+    ExtentQuery, ExtentStream, Holder, OpenOptions, OriginKind, Pool, Pressure, Provisioning,
+    ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support, ThinPolicy,
+    Usage, Volume, VolumeId, VolumeName,
 };
 
 use crate::cache::Cache;
@@ -489,6 +489,28 @@ impl Pool for ObjectPool {
         match self.look(op).await? {
             Some(ready) => ready.audit(op, options).await,
             None => Ok(AuditReport::default()),
+        }
+    }
+
+    async fn scrub(&self, control: Control) -> Result<AuditReport> {
+        let op = "scrub";
+        match self.look(op).await? {
+            Some(ready) => ready.scrub(op, &control).await,
+            None => Ok(AuditReport::default()),
+        }
+    }
+
+    async fn collect_garbage(&self) -> Result<Collected> {
+        let op = "collect_garbage";
+        if self.config.read_only {
+            return Err(Error::new(ErrorKind::PermissionDenied, op)
+                .with("pool", self)
+                .reason("the pool was opened read-only")
+                .help("open it without read_only"));
+        }
+        match self.look(op).await? {
+            Some(ready) => ready.collect(op).await,
+            None => Ok(Collected::default()),
         }
     }
 }

@@ -42,9 +42,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange,
-    Capabilities, CloneOptions, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery,
-    ExtentStream, Grade, Holder, OpenOptions, PoolExt, Registry, ResizeOptions, Result,
-    RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName, ZeroOptions,
+    Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
+    ExtentQuery, ExtentStream, Grade, Holder, OpenOptions, PoolExt, Registry, ResizeOptions,
+    Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName, ZeroOptions,
 };
 
 /// The threads that a pool's calls run on. Pools that share one share its threads.
@@ -337,6 +337,23 @@ impl Pool {
     /// As there.
     pub fn audit(&self, options: AuditOptions) -> Result<AuditReport> {
         self.threads.wait("audit", self.inner.audit(options))?
+    }
+
+    /// See [`crate::Pool::scrub`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn scrub(&self, control: Control) -> Result<AuditReport> {
+        self.threads.wait("scrub", self.inner.scrub(control))?
+    }
+
+    /// See [`crate::Pool::collect_garbage`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn collect_garbage(&self) -> Result<Collected> {
+        self.threads
+            .wait("collect_garbage", self.inner.collect_garbage())?
     }
 }
 

@@ -9,8 +9,9 @@ use super::device::LayerDevice;
 use super::{Call, Hook, Layer, each_item};
 use crate::{
     AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, Capabilities, CloneOptions,
-    CopyOptions, CreateOptions, ExtentQuery, ExtentStream, Holder, OpenOptions, Pool,
-    ResizeOptions, Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName,
+    Collected, Control, CopyOptions, CreateOptions, ExtentQuery, ExtentStream, Holder, OpenOptions,
+    Pool, ResizeOptions, Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume,
+    VolumeName,
 };
 
 impl<H: Hook> Layer<H> {
@@ -173,5 +174,15 @@ impl<H: Hook> Pool for Layer<H> {
     async fn audit(&self, options: AuditOptions) -> Result<AuditReport> {
         let call = Call::new("audit", &self.label);
         self.hook.around(&call, self.inner.audit(options)).await
+    }
+
+    async fn scrub(&self, control: Control) -> Result<AuditReport> {
+        let call = Call::new("scrub", &self.label);
+        self.hook.around(&call, self.inner.scrub(control)).await
+    }
+
+    async fn collect_garbage(&self) -> Result<Collected> {
+        let call = Call::new("collect_garbage", &self.label);
+        self.hook.around(&call, self.inner.collect_garbage()).await
     }
 }

@@ -15,8 +15,8 @@ use super::tree::{BLOCK, Tree};
 use super::volume::{Content, MemoryVolume};
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange, ByteSize,
-    Capabilities, CloneOptions, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
-    ExtentQuery, ExtentStream, Holder, OpenOptions, Origin, OriginKind, Pool, Pressure,
+    Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
+    ExtentKind, ExtentQuery, ExtentStream, Holder, OpenOptions, Origin, OriginKind, Pool, Pressure,
     Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support,
     ThinPolicy, Usage, Volume, VolumeName,
 };
@@ -585,6 +585,17 @@ impl Pool for MemoryPool {
             findings: Vec::new(),
             volumes: self.lock().by_name.len() as u64,
         })
+    }
+
+    async fn scrub(&self, _: Control) -> Result<AuditReport> {
+        Err(Error::new(ErrorKind::Unsupported, "scrub")
+            .with("pool", self)
+            .reason("memory is not verified by anything that is kept here"))
+    }
+
+    async fn collect_garbage(&self) -> Result<Collected> {
+        // What is not used is free at once.
+        Ok(Collected::default())
     }
 }
 

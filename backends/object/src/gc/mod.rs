@@ -220,7 +220,6 @@ impl<'a> Collector<'a> {
 
     /// Manifests that are neither the newest of a log that counts, nor all that fences a writer.
     async fn old_manifests(&self, inventory: &Inventory, pass: &Pass<'_>) -> Result<Vec<Listed>> {
-        let (op, shared) = (self.op, self.shared);
         let old = inventory.manifests.iter().flat_map(|(log, numbers)| {
             let newest = pass.newest(*log);
             let all = numbers
@@ -228,19 +227,8 @@ impl<'a> Collector<'a> {
                 .map(|(number, bytes)| (*log, *number, *bytes));
             all.filter(move |(_, number, _)| newest.is_none_or(|newest| *number < newest))
         });
-        let looked = stream::iter(old).map(|(log, number, bytes): (LogId, u64, u64)| async move {
-            let name = keys::manifest(log, number);
-            match shared.manifest(op, log, number).await {
-                Ok(Some(manifest)) if manifest.is_claim() && manifest.fences => None,
-                Ok(Some(_)) => Some(Listed { name, bytes }),
-                Ok(None) => None,
-                Err(error) => {
-                    // Whether it fences anybody is not known.
-                    warn!(%error, "an old manifest can't be read, and stays");
-                    None
-                }
-            }
-        });
+        let old: Vec<(LogId, u64, u64)> = old.collect();
+        let looked = stream::iter(old).map(|which| useless(self.op, self.shared.clone(), which));
         let old: Vec<Option<Listed>> = looked.buffered(GETS).collect().await;
         Ok(old.into_iter().flatten().collect())
     }
@@ -263,5 +251,25 @@ impl<'a> Collector<'a> {
         };
         let owner: Option<Owner> = serde_json::from_slice(&body).ok();
         Ok(owner.is_some_and(|owner| owner.life() == Life::Dead))
+    }
+}
+
+/// The manifest, if it is of no use: neither the newest, which is not asked for here, nor all that
+/// fences a writer.
+async fn useless(
+    op: &'static str,
+    shared: Arc<Shared>,
+    (log, number, bytes): (LogId, u64, u64),
+) -> Option<Listed> {
+    let name = keys::manifest(log, number);
+    match shared.manifest(op, log, number).await {
+        Ok(Some(manifest)) if manifest.is_claim() && manifest.fences => None,
+        Ok(Some(_)) => Some(Listed { name, bytes }),
+        Ok(None) => None,
+        Err(error) => {
+            // Whether it fences anybody is not known.
+            warn!(%error, "an old manifest can't be read, and stays");
+            None
+        }
     }
 }

@@ -305,7 +305,11 @@ async fn check_and_clear(store: &Arc<Rough>, actors: &[Actor<'_>], world: &RefCe
     // Of logs nothing is left but what fences writers that were not seen to end.
     for name in everything(store).await.keys() {
         if let Ok(Named::Manifest(log, number)) = name.parse() {
-            let manifest = ready.shared.manifest(OP, log, number).await.expect("the store works");
+            let manifest = ready
+                .shared
+                .manifest(OP, log, number)
+                .await
+                .expect("the store works");
             assert!(manifest.is_some_and(|m| m.is_claim() && m.fences), "{name}");
         }
     }
