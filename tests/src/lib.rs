@@ -28,6 +28,7 @@ mod fixture;
 mod object;
 mod run;
 pub mod scratch;
+pub mod servers;
 mod table;
 
 pub use content::{pattern, read_all};

@@ -10,6 +10,7 @@ use volmux::object::{Encryption, Flush, Location, ObjectConfig, ObjectPool, Pool
 use volmux::{ByteSize, Pool};
 
 use crate::fixture::{Fixture, PoolSettings, Storage};
+use crate::servers::{Credentials, Server};
 
 /// What a pool of the tests is said to hold.
 const CAPACITY: ByteSize = ByteSize::mib(512);
@@ -19,6 +20,7 @@ const CAPACITY: ByteSize = ByteSize::mib(512);
 enum Place {
     Memory,
     Directory { root: TempDir, next: AtomicU64 },
+    Server(&'static Server, Credentials),
 }
 
 /// Object pools, each in a store of its own.
@@ -33,6 +35,11 @@ impl ObjectStorage {
     /// Stores in memory.
     pub fn in_memory() -> Self {
         ObjectStorage::new(Place::Memory)
+    }
+
+    /// Prefixes of a bucket or container on a server.
+    pub fn on(server: &'static Server, credentials: Credentials) -> Self {
+        ObjectStorage::new(Place::Server(server, credentials))
     }
 
     /// Stores in directories.
@@ -72,16 +79,23 @@ fn directory() -> TempDir {
 #[async_trait]
 impl Storage for ObjectStorage {
     async fn make_pool(&self, settings: PoolSettings) -> Box<dyn Fixture> {
-        let (store, location) = match &self.place {
-            Place::Memory => (Some(Arc::new(InMemory::new())), Location::Memory),
+        let mut store = None;
+        let mut config = match &self.place {
+            Place::Memory => {
+                store = Some(Arc::new(InMemory::new()));
+                ObjectConfig::new(Location::Memory)
+            }
             Place::Directory { root, next } => {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let path = root.path().join(format!("pool-{number}"));
                 std::fs::create_dir(&path).expect("a directory for one store");
-                (None, Location::Directory(path))
+                ObjectConfig::new(Location::Directory(path))
+            }
+            Place::Server(server, credentials) => {
+                let url = server.place(*credentials).parse().expect("a URL");
+                ObjectConfig::from_url(&url).expect("a configuration")
             }
         };
-        let mut config = ObjectConfig::new(location);
         config.capacity = Some(CAPACITY);
         config.overcommit_limit = settings.overcommit_limit;
         config.warn_percent = settings.warn_percent;

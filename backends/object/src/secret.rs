@@ -193,6 +193,7 @@ fn read_secret(
             .with("option", option)
             .with("path", path.display())
             .reason(error)
+            .help("name a file that this user may read")
     };
     let file = File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
