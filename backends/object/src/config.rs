@@ -117,7 +117,7 @@ pub struct ObjectConfig {
     pub flush: Flush,
     /// Directory of the journal, for `flush=journal`: on a disk of this machine, one a pool.
     pub journal: Option<PathBuf>,
-    /// Most that the journal occupies. Default: 1 GiB; at least 64 MiB.
+    /// Most that the journal occupies. Default: 1 GiB; at least 16 MiB.
     #[serde(default, deserialize_with = "setting::size")]
     pub journal_size: Option<ByteSize>,
     /// Memory for caches and for writes under way. Default: 256 MiB; at least 32 MiB.
@@ -272,7 +272,7 @@ impl ObjectConfig {
         let most = u64::MAX / 2;
         for (option, size, smallest, largest) in [
             ("cache", self.cache, mib(32), most),
-            ("journal_size", self.journal_size, mib(64), most),
+            ("journal_size", self.journal_size, mib(16), most),
             ("disk_cache_size", self.disk_cache_size, mib(64), most),
             ("object_size", self.object_size, mib(4), mib(16)),
             ("capacity", self.capacity, mib(1), most),
