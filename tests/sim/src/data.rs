@@ -148,6 +148,22 @@ pub async fn change(sim: Rc<Sim>, id: usize, change: Change) -> Step {
     }
 }
 
+/// Writes several times, one after the other or all at once.
+pub async fn burst(sim: Rc<Sim>, id: usize) -> Step {
+    let times = 1 + sim.below(6);
+    if sim.chance(500) {
+        for _ in 0..times {
+            change(sim.clone(), id, Change::Write).await?;
+        }
+        return Ok(());
+    }
+    let writes = (0..times).map(|_| change(sim.clone(), id, Change::Write));
+    for done in futures::future::join_all(writes).await {
+        done?;
+    }
+    Ok(())
+}
+
 /// Reads something through the handle, and checks it.
 pub async fn read(sim: Rc<Sim>, id: usize) -> Step {
     let Some(hold) = Hold::of(&sim, id) else {

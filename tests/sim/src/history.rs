@@ -35,6 +35,18 @@ pub struct Write {
     pub ended: Moment,
     /// Whether the answer was that it is done.
     pub done: bool,
+    /// Where it has been seen to have outlived its writer.
+    kept: Vec<Range<u64>>,
+}
+
+impl Write {
+    fn covers(&self, piece: &Range<u64>) -> bool {
+        self.range.start <= piece.start && self.range.end >= piece.end
+    }
+
+    fn is_kept(&self, piece: &Range<u64>) -> bool {
+        self.kept.iter().any(|kept| kept.start <= piece.start && kept.end >= piece.end)
+    }
 }
 
 /// The writes of one writer.
@@ -73,6 +85,7 @@ impl Group {
             asked,
             ended: NEVER,
             done: false,
+            kept: Vec::new(),
         });
         self.writes.len() - 1
     }
@@ -171,8 +184,18 @@ type Place = Option<(usize, usize)>;
 #[derive(Debug, Default)]
 pub struct Verdict {
     seen: Runs,
-    /// By group: the last asking of a write that is there, the first answer of one that is not.
-    sides: Vec<(Option<(Moment, u64)>, Option<(Moment, u64)>)>,
+    sides: Vec<Side>,
+}
+
+/// What a whole look at a volume tells of one group.
+#[derive(Clone, Debug, Default)]
+struct Side {
+    /// Which writes are there, and where.
+    there: Vec<(usize, Range<u64>)>,
+    /// The last asking of a write that is there.
+    last: Option<(Moment, u64)>,
+    /// The first answer of a write that is not there.
+    missing: Option<(Moment, u64)>,
 }
 
 impl History {
@@ -261,7 +284,7 @@ impl History {
         view: View,
         verdict: &mut Verdict,
     ) -> Result<(), String> {
-        verdict.sides.resize(self.groups.len(), (None, None));
+        verdict.sides.resize(self.groups.len(), Side::default());
         let end = offset + bytes.len() as u64;
         let mut cuts = vec![offset, end];
         for (run, _) in self.base.within(offset..end) {
@@ -304,7 +327,7 @@ impl History {
                 return Err(self.wrong(at, part, &places, view));
             };
             verdict.seen.set(at..next, id);
-            self.note(&piece, place, fitting.len() == 1, verdict);
+            self.note(&(at..next), place, fitting.len() == 1, verdict);
             at = next;
         }
         Ok(())
@@ -317,14 +340,15 @@ impl History {
             let group = group.borrow();
             let durable = group.durable(view.flushed_by);
             let answered = view.answered_by.filter(|_| group.alive).unwrap_or(0);
-            let covering = |w: &&Write| w.range.start <= piece.start && w.range.end >= piece.end;
-            let there = |w: &Write| w.done && (w.ended < durable || w.ended < answered);
-            let writes = group.writes.iter().filter(covering);
+            let there = |w: &Write| {
+                w.is_kept(piece) || w.done && (w.ended < durable || w.ended < answered)
+            };
+            let writes = group.writes.iter().filter(|write| write.covers(piece));
             let last = writes.filter(|w| there(w)).map(|w| w.asked).max();
             let mut here: Vec<(Moment, usize, u64)> = Vec::new();
             for (w, write) in group.writes.iter().enumerate() {
                 let open = group.visible(write) && last.is_none_or(|last| write.ended >= last);
-                if covering(&write) && open {
+                if write.covers(piece) && open {
                     here.push((write.ended, w, write.id));
                 }
             }
@@ -343,20 +367,20 @@ impl History {
         for (g, group) in self.groups.iter().enumerate() {
             let group = group.borrow();
             let seen = match place {
-                Some((of, w)) if of == g => Some(&group.writes[w]),
+                Some((of, w)) if of == g => Some((w, &group.writes[w])),
                 Some((of, _)) if of > g => continue,
                 _ => None,
             };
-            let (there, missing) = &mut verdict.sides[g];
-            if let (Some(seen), true) = (seen, certain) {
-                *there = (*there).max(Some((seen.asked, seen.id)));
+            let side = &mut verdict.sides[g];
+            if let (Some((w, seen)), true) = (seen, certain) {
+                side.last = side.last.max(Some((seen.asked, seen.id)));
+                side.there.push((w, piece.clone()));
             }
-            let after = seen.map_or(0, |seen| seen.ended);
-            let covering = |w: &&Write| w.range.start <= piece.start && w.range.end >= piece.end;
-            for write in group.writes.iter().filter(covering) {
+            let after = seen.map_or(0, |(_, seen)| seen.ended);
+            for write in group.writes.iter().filter(|write| write.covers(piece)) {
                 if write.done && write.asked > after && group.visible(write) {
                     let ended = (write.ended, write.id);
-                    *missing = Some(missing.map_or(ended, |first| first.min(ended)));
+                    side.missing = Some(side.missing.map_or(ended, |first| first.min(ended)));
                 }
             }
         }
@@ -386,21 +410,26 @@ impl History {
 
     /// Ends a look at the whole volume: what was seen must be a prefix of what each writer wrote.
     pub fn conclude(&self, verdict: &Verdict) -> Result<(), String> {
-        for (group, (there, missing)) in self.groups.iter().zip(&verdict.sides) {
-            if let (Some((asked, seen)), Some((ended, lost))) = (there, missing)
+        for (group, side) in self.groups.iter().zip(&verdict.sides) {
+            if let (Some((asked, seen)), Some((ended, lost))) = (side.last, side.missing)
                 && ended < asked
             {
                 return Err(format!(
                     "no prefix: {} is there (asked for at {asked}), and {}, which was acknowledged \
                      at {ended}, is not",
-                    name(*seen),
-                    name(*lost),
+                    name(seen),
+                    name(lost),
                 ));
             }
             let mut group = group.borrow_mut();
-            // Seen once, never lost again, unless it was in memory that it was seen.
-            if let (Some((asked, _)), true) = (there, group.gone || group.superseded.is_some()) {
-                group.flushes.push((0, *asked));
+            if !group.gone && group.superseded.is_none() {
+                // It may have been in memory that it was seen.
+                continue;
+            }
+            // Seen once, never lost again.
+            group.flushes.extend(side.last.map(|(asked, _)| (0, asked)));
+            for (w, range) in &side.there {
+                group.writes[*w].kept.push(range.clone());
             }
         }
         Ok(())
@@ -418,10 +447,10 @@ impl History {
         if !forever || !live_is_firm {
             return;
         }
-        for (group, (_, missing)) in self.groups.iter().zip(&verdict.sides) {
+        for (group, side) in self.groups.iter().zip(&verdict.sides) {
             let mut group = group.borrow_mut();
-            if let Some((ended, _)) = missing {
-                group.lost = Some(group.lost.map_or(*ended, |lost| lost.min(*ended)));
+            if let Some((ended, _)) = side.missing {
+                group.lost = Some(group.lost.map_or(ended, |lost| lost.min(ended)));
             }
         }
         let mut base = Runs::default();

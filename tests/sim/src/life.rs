@@ -127,8 +127,8 @@ pub async fn look_at_everything(sim: &Rc<Sim>) -> Step {
 /// Something to do, or nothing if that which chance chose cannot be done now.
 fn choose(sim: &Rc<Sim>, shape: &Shape) -> Option<Work> {
     let index = sim.rng.borrow_mut().weighted(&shape.weights)?;
-    let action = ACTIONS[index].0;
     let host = sim.host();
+    let action = instead(sim, ACTIONS[index].0);
     if action == Action::Crash {
         return crash(sim, shape);
     }
@@ -144,6 +144,18 @@ fn choose(sim: &Rc<Sim>, shape: &Shape) -> Option<Work> {
             done = work => done,
         }
     }))
+}
+
+/// What is missing for an action, if something is.
+fn instead(sim: &Sim, action: Action) -> Action {
+    let model = sim.model.borrow();
+    if action != Action::Crash && !model.vols.values().any(|vol| vol.exists) {
+        Action::Create
+    } else if is_on_handle(action) && model.handles.is_empty() {
+        Action::Open
+    } else {
+        action
+    }
 }
 
 fn crash(sim: &Rc<Sim>, shape: &Shape) -> Option<Work> {
@@ -243,13 +255,16 @@ fn some(sim: &Sim, wanted: impl Fn(&Vol) -> bool) -> Option<Key> {
 /// Something to do with what is open, and on which host that is: outer `None` where `action` is
 /// nothing of that sort.
 fn on_handle(sim: &Rc<Sim>, action: Action) -> Option<Option<(usize, Work)>> {
+    is_on_handle(action).then(|| work_on_handle(sim, action))
+}
+
+fn is_on_handle(action: Action) -> bool {
     use Action as A;
-    let ours = matches!(
+    matches!(
         action,
         A::Write | A::Zero | A::Discard | A::Read | A::Flush | A::Refresh | A::Close
             | A::VerifyWriter
-    );
-    ours.then(|| work_on_handle(sim, action))
+    )
 }
 
 fn work_on_handle(sim: &Rc<Sim>, action: Action) -> Option<(usize, Work)> {
@@ -267,7 +282,7 @@ fn work_on_handle(sim: &Rc<Sim>, action: Action) -> Option<(usize, Work)> {
     let s = sim.clone();
     let work: Work = match action {
         _ if handle.fenced => Box::pin(data::close(s, id)),
-        Action::Write => Box::pin(data::change(s, id, Change::Write)),
+        Action::Write => Box::pin(data::burst(s, id)),
         Action::Zero => Box::pin(data::change(s, id, Change::Zero)),
         Action::Discard => Box::pin(data::change(s, id, Change::Discard)),
         Action::Read => Box::pin(data::read(s, id)),

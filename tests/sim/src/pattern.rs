@@ -4,15 +4,25 @@ use crate::rng::mix;
 
 const UNIT: u64 = 16;
 
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 fn unit(id: u64, number: u64) -> [u8; UNIT as usize] {
     let mut bytes = [0; UNIT as usize];
-    bytes[..8].copy_from_slice(&id.to_le_bytes());
+    let hidden = (id ^ number).wrapping_mul(ODD);
+    bytes[..8].copy_from_slice(&hidden.to_le_bytes());
     bytes[8..].copy_from_slice(&check(id, number).to_le_bytes());
     bytes
 }
 
 fn check(id: u64, number: u64) -> u64 {
-    (id ^ number.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+    (id.rotate_left(32) ^ number).wrapping_mul(ODD) | 1
+}
+
+/// Which write a unit says that it is from.
+fn id_of(hidden: u64, number: u64) -> u64 {
+    // Newton's iteration doubles the number of right bits, of which there are three to begin with.
+    let inverse = (0..5).fold(ODD, |x, _| x.wrapping_mul(2u64.wrapping_sub(ODD.wrapping_mul(x))));
+    hidden.wrapping_mul(inverse) ^ number
 }
 
 /// What write `id` puts at `offset` of a volume. 0 is not an id: it stands for zeros.
@@ -58,17 +68,18 @@ pub fn describe(offset: u64, bytes: &[u8]) -> String {
     let Some(piece) = bytes.get(skip..skip + UNIT as usize) else {
         return format!("{bytes:02x?}");
     };
-    let (mut id, mut seen) = ([0; 8], [0; 8]);
-    id.copy_from_slice(&piece[..8]);
+    let (mut hidden, mut seen) = ([0; 8], [0; 8]);
+    hidden.copy_from_slice(&piece[..8]);
     seen.copy_from_slice(&piece[8..]);
-    let (id, seen) = (u64::from_le_bytes(id), u64::from_le_bytes(seen));
+    let (hidden, seen) = (u64::from_le_bytes(hidden), u64::from_le_bytes(seen));
     let number = (offset + skip as u64) / UNIT;
-    if id == 0 && seen == 0 {
+    let id = id_of(hidden, number);
+    if hidden == 0 && seen == 0 {
         "zeros".into()
     } else if seen == check(id, number) {
-        format!("write {id}")
+        format!("write {}", id & 0xff_ffff_ffff)
     } else {
-        format!("not what write {id} put here, if it is from that at all")
+        "what no write put here".into()
     }
 }
 
