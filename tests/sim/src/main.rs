@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use volmux_sim::seed::{Report, note_panics, run};
-use volmux_sim::world::{MemoryWorld, World};
+use volmux_sim::world::{ObjectWorld, World};
 
 const HELP: &str = "usage: sim [--seeds N] [--from N] [--threads N]   run N seeds
        sim --seed N                               run one, and print what happens";
@@ -42,8 +42,8 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-fn world() -> Box<dyn World> {
-    Box::new(MemoryWorld::new())
+fn world(seed: u64) -> Box<dyn World> {
+    Box::new(ObjectWorld::by_seed(seed))
 }
 
 fn main() -> ExitCode {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn replay(seed: u64) -> ExitCode {
-    let report = run(seed, world(), None, true);
+    let report = run(seed, world(seed), None, true);
     print!("{}", report.trace);
     println!("{:?}", volmux_sim::shape::Shape::by_seed(seed));
     println!("seed {seed}: hash {:016x}, {} events", report.hash, report.events);
@@ -120,7 +120,7 @@ fn work(options: &Options, progress: &Progress) {
             break;
         }
         let seed = options.from + number;
-        let report = run(seed, world(), None, false);
+        let report = run(seed, world(seed), None, false);
         check_again(seed, number, &report, progress);
         if let Some(failure) = &report.failure {
             progress.failed.store(true, Ordering::Relaxed);
@@ -137,7 +137,7 @@ fn check_again(seed: u64, number: u64, report: &Report, progress: &Progress) {
     if !number.is_multiple_of(50) {
         return;
     }
-    let again = run(seed, world(), None, false);
+    let again = run(seed, world(seed), None, false);
     if (again.hash, again.events) != (report.hash, report.events) {
         progress.failed.store(true, Ordering::Relaxed);
         println!("seed {seed} FAILED: two runs of it differ");
