@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use volmux_sim::seed::{Report, note_panics, run};
 use volmux_sim::world::{ObjectWorld, World};
 
-const HELP: &str = "usage: sim [--seeds N] [--from N] [--threads N]   run N seeds
+const HELP: &str = "usage: sim [--seeds N] [--from N] [--threads N] [--failures N]
+                                              run N seeds, until more than so many failed
        sim --seed N                               run one, and print what happens";
 
 #[derive(Debug)]
@@ -18,6 +19,8 @@ struct Options {
     from: u64,
     threads: u64,
     seed: Option<u64>,
+    /// Go on after so many failures.
+    failures: u64,
 }
 
 fn options() -> Result<Options, String> {
@@ -26,6 +29,7 @@ fn options() -> Result<Options, String> {
         from: 0,
         threads: thread::available_parallelism().map_or(1, |n| n.get() as u64),
         seed: None,
+        failures: 0,
     };
     let mut arguments = env::args().skip(1);
     while let Some(name) = arguments.next() {
@@ -35,6 +39,7 @@ fn options() -> Result<Options, String> {
             "--seeds" => options.seeds = value,
             "--from" => options.from = value,
             "--threads" => options.threads = value.max(1),
+            "--failures" => options.failures = value,
             "--seed" => options.seed = Some(value),
             _ => return Err(HELP.into()),
         }
@@ -82,7 +87,7 @@ struct Progress {
     done: AtomicU64,
     requests: AtomicU64,
     events: AtomicU64,
-    failed: AtomicBool,
+    failed: AtomicU64,
     finished: AtomicBool,
 }
 
@@ -105,16 +110,16 @@ fn run_many(options: &Options) -> ExitCode {
         done as f64 / took,
         progress.requests.load(Ordering::Relaxed),
         progress.events.load(Ordering::Relaxed),
-        if progress.failed.load(Ordering::Relaxed) { "FAILED" } else { "all as it must be" },
+        if progress.failed.load(Ordering::Relaxed) > 0 { "FAILED" } else { "all as it must be" },
     );
-    if progress.failed.load(Ordering::Relaxed) || done < options.seeds {
+    if progress.failed.load(Ordering::Relaxed) > 0 || done < options.seeds {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
 fn work(options: &Options, progress: &Progress) {
-    while !progress.failed.load(Ordering::Relaxed) {
+    while progress.failed.load(Ordering::Relaxed) <= options.failures {
         let number = progress.next.fetch_add(1, Ordering::Relaxed);
         if number >= options.seeds {
             break;
@@ -123,7 +128,7 @@ fn work(options: &Options, progress: &Progress) {
         let report = run(seed, world(seed), None, false);
         check_again(seed, number, &report, progress);
         if let Some(failure) = &report.failure {
-            progress.failed.store(true, Ordering::Relaxed);
+            progress.failed.fetch_add(1, Ordering::Relaxed);
             println!("seed {seed} FAILED: {failure}\n  replay: make sim SEED={seed}");
         }
         progress.requests.fetch_add(report.requests, Ordering::Relaxed);
@@ -139,7 +144,7 @@ fn check_again(seed: u64, number: u64, report: &Report, progress: &Progress) {
     }
     let again = run(seed, world(seed), None, false);
     if (again.hash, again.events) != (report.hash, report.events) {
-        progress.failed.store(true, Ordering::Relaxed);
+        progress.failed.fetch_add(1, Ordering::Relaxed);
         println!("seed {seed} FAILED: two runs of it differ");
     }
 }
