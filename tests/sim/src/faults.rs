@@ -69,7 +69,7 @@ impl Faults {
 
     /// Whether a sender may hear of errors that are not its own.
     pub fn any(&self) -> bool {
-        self.fail + self.lose_answer + self.tear + self.linger > 0 || !self.outages.is_empty()
+        self.fail + self.lose_answer + self.tear + self.linger + self.slow > 0 || !self.outages.is_empty()
     }
 
     /// A mix for a seed; the outages lie within `span` from 0.

@@ -102,7 +102,8 @@ impl Group {
             return Err("a flush succeeded, and a write before it is known to be lost".into());
         }
         if let Some(superseded) = self.superseded {
-            let late = |w: &Write| w.done && w.asked > superseded && w.ended < asked;
+            // Zeros where there were some already are no change that would have to be flushed.
+            let late = |w: &Write| w.done && w.id != 0 && w.asked > superseded && w.ended < asked;
             if self.writes.iter().any(late) {
                 return Err("a flush of writes succeeded after the volume was taken over".into());
             }
@@ -196,6 +197,8 @@ struct Side {
     last: Option<(Moment, u64)>,
     /// The first answer of a write that is not there.
     missing: Option<(Moment, u64)>,
+    /// The same of data only: zeros where there were some already are no change.
+    lost: Option<Moment>,
 }
 
 impl History {
@@ -381,6 +384,9 @@ impl History {
                 if write.done && write.asked > after && group.visible(write) {
                     let ended = (write.ended, write.id);
                     side.missing = Some(side.missing.map_or(ended, |first| first.min(ended)));
+                    if write.id != 0 {
+                        side.lost = Some(side.lost.map_or(ended.0, |first| first.min(ended.0)));
+                    }
                 }
             }
         }
@@ -449,7 +455,7 @@ impl History {
         }
         for (group, side) in self.groups.iter().zip(&verdict.sides) {
             let mut group = group.borrow_mut();
-            if let Some((ended, _)) = side.missing {
+            if let Some(ended) = side.lost {
                 group.lost = Some(group.lost.map_or(ended, |lost| lost.min(ended)));
             }
         }

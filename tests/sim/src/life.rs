@@ -205,7 +205,18 @@ fn work(sim: &Rc<Sim>, action: Action, host: usize) -> Option<Work> {
             Box::pin(control::create(s, host, Some(key)))
         }
         A::Snapshot | A::Clone | A::Copy => return derive(sim, action, host),
-        A::Delete => Box::pin(control::delete(s, host, some(sim, free)?)),
+        A::Delete => {
+            // What a volume may have been reverted to must stay, to compare.
+            let model = sim.model.borrow().vols.clone();
+            let needed = |key: Key| {
+                model.values().any(|vol| {
+                    matches!(vol.doubt, Some((Doubt::Reverted(snapshot), _)) if snapshot == key)
+                })
+            };
+            let mut keys = sim.model.borrow().which(free);
+            keys.retain(|key| !needed(*key));
+            Box::pin(control::delete(s, host, sim.pick(&keys)?))
+        }
         A::Rename => Box::pin(control::rename(s, host, some(sim, free)?)),
         A::Resize => {
             let key = some(sim, |vol| free(vol) && !vol.is_snapshot())?;
