@@ -185,8 +185,9 @@ impl Model {
             return;
         };
         handle.group.borrow_mut().close();
-        let vol = self.vol(handle.vol);
-        if vol.writer == Some(id) {
+        // One that lost its volume may outlive it.
+        let vol = self.vols.get_mut(&handle.vol);
+        if let Some(vol) = vol.filter(|vol| vol.writer == Some(id)) {
             vol.writer = None;
             vol.unclosed = true;
         }

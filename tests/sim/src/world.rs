@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use volmux_core::memory::MemoryPool;
-use volmux_core::{AuditOptions, ByteSize, Pool, Result};
+use volmux_core::{ByteSize, Pool, Result};
 use volmux_object::{Encryption, Location, ObjectConfig, ObjectPool, PoolKey};
 
 use crate::rng::Rng;
@@ -90,6 +90,6 @@ impl World for ObjectWorld {
     }
 
     fn collect(&self, pool: Arc<dyn Pool>) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async move { pool.audit(AuditOptions { repair: true }).await.map(drop) })
+        Box::pin(async move { pool.collect_garbage().await.map(drop) })
     }
 }
