@@ -52,17 +52,28 @@ impl ObjectDevice {
 
     /// The engine to read from, which knows all that was flushed before.
     async fn reading(&self, op: &'static str) -> Result<Arc<Engine>> {
-        let engine = match &self.engine {
-            Some(engine) => return Ok(engine.clone()),
-            None => self.hold.of.engine(),
-        };
-        let Some(engine) = engine else {
-            return Err(self
-                .error(ErrorKind::Internal, op)
-                .reason("the volume has no engine"));
-        };
-        engine.follow(op).await?;
-        Ok(engine)
+        if let Some(engine) = &self.engine {
+            return Ok(engine.clone());
+        }
+        let of = &self.hold.of;
+        // A snapshot never changes.
+        if let Some(engine) = of.engine()
+            && engine.log().await.is_none()
+        {
+            return Ok(engine);
+        }
+        let _turn = of.turn.lock().await;
+        if let Some(engine) = of.engine()
+            && match engine.is_writer() {
+                true => engine.is_current(op).await?,
+                false => engine.follow(op).await?,
+            }
+        {
+            return Ok(engine);
+        }
+        self.ready.catalog.refresh(op).await?;
+        let entry = self.ready.entry_by_id(op, self.id, &self.name)?;
+        self.ready.readable(op, &entry, of).await
     }
 
     /// The engine to write to.

@@ -10,6 +10,7 @@ use volmux_core::{
 
 use crate::catalog::{Change, Entry};
 use crate::claim::Claimed;
+use crate::device::ObjectDevice;
 use crate::engine::Engine;
 use crate::keys::LogId;
 use crate::owner::Living;
@@ -299,11 +300,9 @@ impl Ready {
             log: Some(LogId(self.shared.ids.uuid())),
             base: Arc::new(Tip::EMPTY),
         };
-        let target = self.copied(op, &parent, &new, control).await?;
-        let result = self.publish_copy(op, source, &new).await;
-        // Its objects stay if it is a volume now, and are collected if it is not.
-        target.close();
-        result
+        // It ends with this call; what it wrote is collected if it is not a volume by then.
+        let _target = self.copied(op, &parent, &new, control).await?;
+        self.publish_copy(op, source, &new).await
     }
 
     async fn publish_copy(
@@ -338,7 +337,7 @@ impl Ready {
         parent: &Entry,
         new: &Entry,
         control: &Control,
-    ) -> Result<Arc<Engine>> {
+    ) -> Result<ObjectDevice> {
         let Some(log) = new.log else {
             return Err(self.error(ErrorKind::Internal, op, &new.name));
         };
@@ -359,17 +358,13 @@ impl Ready {
         };
         let from = Engine::reader(op, self.shared.clone(), &tip, None).await?;
         let from = self.bare_device(parent, from);
-        let to = self.bare_device(new, target.clone());
-        match transfer::copy_device(&from, &to, control).await {
-            Ok(_) => Ok(target),
-            Err(error) => {
-                target.close();
-                Err(match error.get("volume") {
-                    Some(_) => error,
-                    None => error.with("pool", self).with("volume", &new.name),
-                })
-            }
-        }
+        let to = self.bare_device(new, target);
+        let copied = transfer::copy_device(&from, &to, control).await;
+        copied.map_err(|error| match error.get("volume") {
+            Some(_) => error,
+            None => error.with("pool", self).with("volume", &new.name),
+        })?;
+        Ok(to)
     }
 
     /// Makes sure that a volume is not in use, and ends its log if it has one; returns what it
@@ -423,16 +418,22 @@ impl Ready {
         if entry.is_snapshot() {
             return Ok(entry.base.clone());
         }
-        if let Some(engine) = self.uses.of(entry.id).engine()
-            && engine.is_writer()
-        {
-            if !engine.is_ending() {
-                engine.commit(op).await?;
-                if let Some(committed) = engine.committed() {
-                    return Ok(Arc::new(committed.tip));
+        if let Some(engine) = self.uses.of(entry.id).engine().filter(|e| e.is_writer()) {
+            if engine.is_current(op).await? {
+                match engine.commit(op).await {
+                    Ok(()) => {
+                        if let Some(committed) = engine.committed() {
+                            return Ok(Arc::new(committed.tip));
+                        }
+                    }
+                    // It is about the volume, and that another host writes by now.
+                    Err(error) if error.kind() == ErrorKind::Fenced => {}
+                    Err(error) => return Err(error),
                 }
             }
-            engine.ended().await;
+            if engine.is_ending() {
+                engine.ended().await;
+            }
         }
         Ok(Arc::new(self.committed_tip(op, entry).await?.1))
     }

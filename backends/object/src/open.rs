@@ -34,9 +34,7 @@ impl Ready {
             ),
             Access::ReadOnly => {
                 let mark = self.reader_mark(op, &entry).await?;
-                if of.engine().is_none() {
-                    of.set_engine(Some(self.open_reader(op, &entry).await?));
-                }
+                self.readable(op, &entry, &of).await?;
                 (None, mark)
             }
         };
@@ -98,6 +96,44 @@ impl Ready {
         let (number, tip) = self.committed_tip(op, entry).await?;
         let following = entry.log.map(|log| Following { log, number });
         Engine::reader(op, self.shared.clone(), &tip, following).await
+    }
+
+    /// The engine to read a volume with: it knows all that was flushed before. To be called in the
+    /// volume's turn.
+    pub(crate) async fn readable(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+        of: &Arc<Use>,
+    ) -> Result<Arc<Engine>> {
+        if let Some(engine) = of.engine() {
+            if self.is_up_to_date(op, entry, &engine).await? {
+                return Ok(engine);
+            }
+            if engine.is_writer() && engine.is_ending() {
+                // What it still writes may count, or another writer has what does.
+                engine.ended().await;
+            }
+        }
+        let engine = self.open_reader(op, entry).await?;
+        of.set_engine(Some(engine.clone()));
+        Ok(engine)
+    }
+
+    /// Whether an engine that is there may be read from.
+    async fn is_up_to_date(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+        engine: &Arc<Engine>,
+    ) -> Result<bool> {
+        if engine.log().await != entry.log {
+            return Ok(false);
+        }
+        match engine.is_writer() {
+            true => engine.is_current(op).await,
+            false => engine.follow(op).await,
+        }
     }
 
     /// Others see by it that the volume is in use. Who may only read the store goes without.
@@ -163,11 +199,10 @@ impl Ready {
 
     /// An engine that knows what a volume holds now.
     async fn content(&self, op: &'static str, entry: &Entry) -> Result<Arc<Engine>> {
-        match self.uses.of(entry.id).engine() {
-            Some(engine) => {
-                engine.follow(op).await?;
-                Ok(engine)
-            }
+        let of = self.uses.of(entry.id);
+        let _turn = of.turn.lock().await;
+        match of.engine() {
+            Some(_) => self.readable(op, entry, &of).await,
             None => self.open_reader(op, entry).await,
         }
     }

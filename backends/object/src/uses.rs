@@ -140,12 +140,9 @@ impl Drop for Hold {
             }
             Access::ReadWrite => {}
         }
-        if holders.readers + holders.writers == 0
-            && holders
-                .engine
-                .as_ref()
-                .is_some_and(|engine| engine.has_ended())
-        {
+        // A writer's engine stays: who opens the volume next waits for its end.
+        let done = |engine: &Arc<Engine>| !engine.is_writer() || engine.has_ended();
+        if holders.readers + holders.writers == 0 && holders.engine.as_ref().is_some_and(done) {
             holders.engine = None;
         }
     }

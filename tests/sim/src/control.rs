@@ -43,8 +43,13 @@ fn check_identity(model: &mut Model, key: Key, found: &Volume) -> Step {
     if found.name.as_str() != vol.name {
         return wrong("another name".into());
     }
-    let parent = vol.origin.map(|(kind, parent)| (kind, model.ids.get(&parent).copied()));
-    let seen = found.origin.as_ref().map(|origin| (origin.kind, Some(origin.parent_id)));
+    let parent = vol
+        .origin
+        .map(|(kind, parent)| (kind, model.ids.get(&parent).copied()));
+    let seen = found
+        .origin
+        .as_ref()
+        .map(|origin| (origin.kind, Some(origin.parent_id)));
     if parent != seen {
         return wrong(format!("the origin should be {parent:?}"));
     }
@@ -63,7 +68,10 @@ fn check_size(vol: &Vol, found: &Volume) -> Step {
     if bytes == vol.size {
         return Ok(());
     }
-    Err(Failure(format!("{}: {bytes} bytes instead of {}", vol.name, vol.size)))
+    Err(Failure(format!(
+        "{}: {bytes} bytes instead of {}",
+        vol.name, vol.size
+    )))
 }
 
 fn is_rounded(asked: u64, made: u64) -> bool {
@@ -137,9 +145,17 @@ pub async fn create(sim: Rc<Sim>, host: usize, again: Option<Key>) -> Step {
     };
     let options = CreateOptions::thin(ByteSize::new(size));
     let call = pool.create_volume(&name, options);
-    match sim.call("create", &format!("{name} {size} on {host}"), &[], call).await? {
+    match sim
+        .call("create", &format!("{name} {size} on {host}"), &[], call)
+        .await?
+    {
         Ended::Done(made) => attempt.done(|model| {
-            made_now(model, key, &made, !is_rounded(size, made.virtual_size.bytes()))
+            made_now(
+                model,
+                key,
+                &made,
+                !is_rounded(size, made.virtual_size.bytes()),
+            )
         }),
         Ended::Doubtful | Ended::Refused(_) => Ok(()),
     }
@@ -148,7 +164,10 @@ pub async fn create(sim: Rc<Sim>, host: usize, again: Option<Key>) -> Step {
 fn made_now(model: &mut Model, key: Key, made: &Volume, wrong_size: bool) -> Step {
     let vol = model.vol(key);
     if wrong_size {
-        return Err(Failure(format!("{}: {} bytes were asked for: {made:?}", vol.name, vol.size)));
+        return Err(Failure(format!(
+            "{}: {} bytes were asked for: {made:?}",
+            vol.name, vol.size
+        )));
     }
     vol.exists = true;
     vol.size = made.virtual_size.bytes();
@@ -221,9 +240,7 @@ pub async fn derive(
     let Ended::Done(made) = ended else {
         return Ok(());
     };
-    attempt.done(|model| {
-        made_now(model, key, &made, made.virtual_size.bytes() != size)
-    })?;
+    attempt.done(|model| made_now(model, key, &made, made.virtual_size.bytes() != size))?;
     drop(attempt);
     if sim.chance(400) {
         verify(&sim, host, key).await?;
@@ -260,7 +277,10 @@ fn holders(model: &mut Model, key: Key) -> (bool, bool) {
     let vol = model.vol(key);
     let (writer, unclosed) = (vol.writer, vol.unclosed);
     let holds = |id: &usize| model.handles.get(id).is_some_and(|handle| !handle.fenced);
-    (writer.as_ref().is_some_and(holds), unclosed || writer.is_some())
+    (
+        writer.as_ref().is_some_and(holds),
+        unclosed || writer.is_some(),
+    )
 }
 
 fn busy(maybe: bool) -> &'static [ErrorKind] {
@@ -278,8 +298,13 @@ pub async fn delete(sim: Rc<Sim>, host: usize, key: Key) -> Step {
         (volume_name(&model.vol(key).name), holders(&mut model, key))
     };
     let call = pool.delete_volume(&name);
-    match sim.call("delete", &format!("{name} on {host}"), busy(maybe), call).await? {
-        Ended::Done(()) if attempt.is_held(held) => Err(Failure(format!("{name}: deleted while it was open"))),
+    match sim
+        .call("delete", &format!("{name} on {host}"), busy(maybe), call)
+        .await?
+    {
+        Ended::Done(()) if attempt.is_held(held) => {
+            Err(Failure(format!("{name}: deleted while it was open")))
+        }
         Ended::Done(()) => attempt.done(|model| {
             model.vols.remove(&key);
             Ok(())
@@ -299,7 +324,10 @@ pub async fn rename(sim: Rc<Sim>, host: usize, key: Key) -> Step {
     let name = volume_name(&sim.model.borrow_mut().vol(key).name);
     let new = volume_name(&to);
     let call = pool.rename_volume(&name, &new);
-    match sim.call("rename", &format!("{name} to {to} on {host}"), &[], call).await? {
+    match sim
+        .call("rename", &format!("{name} to {to} on {host}"), &[], call)
+        .await?
+    {
         Ended::Done(made) => attempt.done(|model| {
             model.vol(key).name = to;
             check_identity(model, key, &made)
@@ -337,9 +365,7 @@ pub async fn resize(sim: Rc<Sim>, host: usize, key: Key, again: Option<u64>) -> 
     let call = pool.resize_volume(&name, options);
     let subject = format!("{name} from {before} to {size} on {host}");
     match sim.call("resize", &subject, allowed, call).await? {
-        Ended::Done(made)
-            if made.virtual_size.bytes() < before && attempt.is_held(held) =>
-        {
+        Ended::Done(made) if made.virtual_size.bytes() < before && attempt.is_held(held) => {
             Err(Failure(format!("{name}: shrunk while it was open")))
         }
         Ended::Done(made) => attempt.done(|model| {
@@ -383,8 +409,18 @@ pub async fn revert(sim: Rc<Sim>, host: usize, key: Key, snapshot: Key) -> Step 
         (name, from, holders(&mut model, key))
     };
     let call = pool.revert_volume(&name, &from, Default::default());
-    match sim.call("revert", &format!("{name} to {from} on {host}"), busy(maybe), call).await? {
-        Ended::Done(_) if attempt.is_held(held) => Err(Failure(format!("{name}: reverted while it was open"))),
+    match sim
+        .call(
+            "revert",
+            &format!("{name} to {from} on {host}"),
+            busy(maybe),
+            call,
+        )
+        .await?
+    {
+        Ended::Done(_) if attempt.is_held(held) => {
+            Err(Failure(format!("{name}: reverted while it was open")))
+        }
         Ended::Done(made) => attempt.done(|model| {
             reverted(model, key, snapshot);
             check_identity(model, key, &made)?;
@@ -412,11 +448,15 @@ pub async fn collect(sim: Rc<Sim>, host: usize, repair: Option<bool>) -> Step {
     };
     let subject = format!("on {host}");
     let Some(repair) = repair else {
-        sim.call("gc", &subject, &[ErrorKind::Busy], sim.world.collect(pool)).await?;
+        sim.call("gc", &subject, &[ErrorKind::Busy], sim.world.collect(pool))
+            .await?;
         return Ok(());
     };
     let audit = pool.audit(AuditOptions { repair });
-    match sim.call("audit", &subject, &[ErrorKind::Busy], audit).await? {
+    match sim
+        .call("audit", &subject, &[ErrorKind::Busy], audit)
+        .await?
+    {
         Ended::Done(report) => {
             let damaged = |f: &&volmux_core::Finding| f.kind == volmux_core::FindingKind::Damaged;
             match report.findings.iter().find(damaged) {
@@ -436,7 +476,9 @@ pub async fn list(sim: Rc<Sim>, host: usize) -> Step {
     let asked = sim.moment();
     let steady = sim.model.borrow().which(Vol::is_firm);
     let locks: Vec<Lock> = steady.iter().map(|key| sim.lock(*key, false)).collect();
-    let ended = sim.call("list", &format!("on {host}"), &[], pool.volumes()).await?;
+    let ended = sim
+        .call("list", &format!("on {host}"), &[], pool.volumes())
+        .await?;
     drop(locks);
     let Ended::Done(found) = ended else {
         return Ok(());
@@ -453,7 +495,9 @@ pub async fn list(sim: Rc<Sim>, host: usize) -> Step {
     }
     // Nothing was under way when this began, nor since.
     if model.last_change < asked && model.vols.values().all(Vol::is_firm) {
-        let extra = found.iter().find(|found| !model.is_taken(found.name.as_str()));
+        let extra = found
+            .iter()
+            .find(|found| !model.is_taken(found.name.as_str()));
         if let Some(extra) = extra {
             return Err(Failure(format!("list: {} should not be there", extra.name)));
         }

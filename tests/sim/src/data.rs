@@ -61,11 +61,16 @@ impl Hold {
         let mut model = self.sim.model.borrow_mut();
         let (contested, name) = {
             let vol = model.vols.get(&self.vol);
-            (vol.is_none_or(|vol| vol.contested), vol.map(|vol| vol.name.clone()))
+            (
+                vol.is_none_or(|vol| vol.contested),
+                vol.map(|vol| vol.name.clone()),
+            )
         };
         if !contested && self.group.borrow().is_alive() {
             let name = name.unwrap_or_default();
-            return Err(Failure(format!("{what} {name}: fenced, though nobody took it over")));
+            return Err(Failure(format!(
+                "{what} {name}: fenced, though nobody took it over"
+            )));
         }
         if let Some(handle) = model.handles.get_mut(&self.id) {
             handle.fenced = true;
@@ -92,7 +97,11 @@ fn some_range(sim: &Sim, size: u64) -> ByteRange {
     };
     let unit = *rng.pick(&[BLOCK, BLOCK, BLOCK, 512, 1]);
     let longest = *rng.pick(&[BLOCK, BLOCK, 3 * BLOCK, 16 * BLOCK, 64 * BLOCK]);
-    let longest = if unit == BLOCK { longest } else { longest.min(6 * BLOCK) };
+    let longest = if unit == BLOCK {
+        longest
+    } else {
+        longest.min(6 * BLOCK)
+    };
     let mut offset = rng.below(area) / unit * unit;
     if rng.chance(30) {
         offset = size.saturating_sub(rng.below(3 * BLOCK) / unit * unit + 1) / unit * unit;
@@ -108,12 +117,18 @@ pub async fn change(sim: Rc<Sim>, id: usize, change: Change) -> Step {
     };
     let range = some_range(&sim, hold.device.size());
     let (what, content) = match change {
-        Change::Write => ("write", pattern::id(sim.seed, sim.model.borrow_mut().next_write())),
+        Change::Write => (
+            "write",
+            pattern::id(sim.seed, sim.model.borrow_mut().next_write()),
+        ),
         Change::Zero => ("zero", 0),
         Change::Discard => ("discard", 0),
     };
     let asked = sim.moment();
-    let number = hold.group.borrow_mut().ask(content, range.offset..range.end(), asked);
+    let number = hold
+        .group
+        .borrow_mut()
+        .ask(content, range.offset..range.end(), asked);
     let options = ZeroOptions {
         may_discard: sim.chance(500),
         fast_only: false,
@@ -129,9 +144,15 @@ pub async fn change(sim: Rc<Sim>, id: usize, change: Change) -> Step {
             Change::Discard => device.discard(range).await,
         }
     };
-    let subject = format!("{} = {}", hold.subject(&range), crate::history::name(content));
+    let subject = format!(
+        "{} = {}",
+        hold.subject(&range),
+        crate::history::name(content)
+    );
     // Some requests are given up half-way.
-    let patience = sim.chance(20).then(|| Duration::from_millis(sim.below(100)));
+    let patience = sim
+        .chance(20)
+        .then(|| Duration::from_millis(sim.below(100)));
     let call = sim.call(what, &subject, &[ErrorKind::Fenced], request);
     let ended = match patience {
         None => call.await?,
@@ -141,7 +162,9 @@ pub async fn change(sim: Rc<Sim>, id: usize, change: Change) -> Step {
         },
     };
     let now = sim.moment();
-    hold.group.borrow_mut().end(number, now, matches!(ended, Ended::Done(())));
+    hold.group
+        .borrow_mut()
+        .end(number, now, matches!(ended, Ended::Done(())));
     match ended {
         Ended::Refused(_) => hold.fenced(what),
         _ => Ok(()),
@@ -173,7 +196,10 @@ pub async fn read(sim: Rc<Sim>, id: usize) -> Step {
     let asked = sim.moment();
     let request = hold.device.read_at(range.offset, range.length as usize);
     let subject = hold.subject(&range);
-    match sim.call("read", &subject, &[ErrorKind::Fenced], request).await? {
+    match sim
+        .call("read", &subject, &[ErrorKind::Fenced], request)
+        .await?
+    {
         Ended::Refused(_) => hold.fenced("read"),
         Ended::Doubtful => Ok(()),
         Ended::Done(bytes) => {
@@ -185,7 +211,10 @@ pub async fn read(sim: Rc<Sim>, id: usize) -> Step {
                 return Ok(());
             }
             if bytes.len() as u64 != range.length {
-                return Err(Failure(format!("{subject}: {} bytes were read", bytes.len())));
+                return Err(Failure(format!(
+                    "{subject}: {} bytes were read",
+                    bytes.len()
+                )));
             }
             let checked = vol.history.check(range.offset, &bytes, View::writer(asked));
             checked.map_err(|wrong| Failure(format!("read {subject}: {wrong}")))
@@ -200,7 +229,10 @@ pub async fn flush(sim: Rc<Sim>, id: usize) -> Step {
     };
     let asked = sim.moment();
     let subject = format!("{} h{id}", hold.device.name());
-    match sim.call("flush", &subject, &[ErrorKind::Fenced], hold.device.flush()).await? {
+    match sim
+        .call("flush", &subject, &[ErrorKind::Fenced], hold.device.flush())
+        .await?
+    {
         Ended::Refused(_) => hold.fenced("flush"),
         Ended::Doubtful => Ok(()),
         Ended::Done(()) => {
@@ -221,7 +253,15 @@ pub async fn refresh(sim: Rc<Sim>, id: usize) -> Step {
     }
     let _lock = sim.lock(hold.vol, false);
     let subject = format!("{} h{id}", hold.device.name());
-    match sim.call("refresh", &subject, &[ErrorKind::Fenced], hold.device.refresh()).await? {
+    match sim
+        .call(
+            "refresh",
+            &subject,
+            &[ErrorKind::Fenced],
+            hold.device.refresh(),
+        )
+        .await?
+    {
         Ended::Refused(_) => hold.fenced("refresh"),
         Ended::Doubtful => Ok(()),
         Ended::Done(size) => {
@@ -229,7 +269,10 @@ pub async fn refresh(sim: Rc<Sim>, id: usize) -> Step {
             let vol = model.vol(hold.vol);
             let firm = vol.doubt.is_none() && hold.group.borrow().is_alive();
             if firm && size != vol.size {
-                return Err(Failure(format!("{subject}: {size} bytes, not {}", vol.size)));
+                return Err(Failure(format!(
+                    "{subject}: {size} bytes, not {}",
+                    vol.size
+                )));
             }
             Ok(())
         }
@@ -263,7 +306,10 @@ pub async fn open(sim: Rc<Sim>, host: usize, key: Key, take_over: bool) -> Step 
     if maybe_busy && !take_over {
         allowed.push(ErrorKind::Busy);
     }
-    let subject = format!("{name} on {host}{}", if take_over { " (take over)" } else { "" });
+    let subject = format!(
+        "{name} on {host}{}",
+        if take_over { " (take over)" } else { "" }
+    );
     let call = pool.open_volume(&name, options);
     let device = match sim.call("open", &subject, &allowed, call).await? {
         Ended::Done(device) => device,
@@ -273,7 +319,9 @@ pub async fn open(sim: Rc<Sim>, host: usize, key: Key, take_over: bool) -> Step 
         }
     };
     if let (Some(holder), false) = (holder, take_over) {
-        return Err(Failure(format!("open {subject}: succeeded, though h{holder} has it open")));
+        return Err(Failure(format!(
+            "open {subject}: succeeded, though h{holder} has it open"
+        )));
     }
     let id = opened(&sim, host, key, device)?;
     if sim.chance(600) {
@@ -290,7 +338,10 @@ fn opened(sim: &Sim, host: usize, key: Key, device: Arc<dyn BlockDevice>) -> Ste
     let vol = model.vol(key);
     if device.size() != vol.size {
         let (found, size) = (device.size(), vol.size);
-        return Err(Failure(format!("{}: opened with {found} bytes, not {size}", vol.name)));
+        return Err(Failure(format!(
+            "{}: opened with {found} bytes, not {size}",
+            vol.name
+        )));
     }
     let group = vol.history.begin_writer(now);
     (vol.writer, vol.unclosed, vol.contested) = (Some(id), false, false);
@@ -350,7 +401,9 @@ pub async fn duel(sim: Rc<Sim>, hosts: [usize; 2], key: Key) -> Step {
         && a_open < b_flush
         && b_open < a_flush
     {
-        return Err(Failure(format!("duel {name}: both hosts wrote and flushed")));
+        return Err(Failure(format!(
+            "duel {name}: both hosts wrote and flushed"
+        )));
     }
     group.borrow_mut().close();
     Ok(())
@@ -375,7 +428,14 @@ async fn duellist(
     };
     let subject = format!("{name} on {host}");
     let fenced = [ErrorKind::Fenced, ErrorKind::Busy];
-    let opened = sim.call("duel-open", &subject, &fenced, pool.open_volume(name, options)).await?;
+    let opened = sim
+        .call(
+            "duel-open",
+            &subject,
+            &fenced,
+            pool.open_volume(name, options),
+        )
+        .await?;
     let Ended::Done(device) = opened else {
         return Ok(None);
     };
@@ -383,7 +443,9 @@ async fn duellist(
     let range = some_range(sim, size);
     let content = pattern::id(sim.seed, sim.model.borrow_mut().next_write());
     let asked = sim.moment();
-    let number = group.borrow_mut().ask(content, range.offset..range.end(), asked);
+    let number = group
+        .borrow_mut()
+        .ask(content, range.offset..range.end(), asked);
     let data = pattern::fill(content, range.offset, range.length as usize);
     let subject = format!("{subject} {}+{}", range.offset, range.length);
     let write = device.write_at(range.offset, data.into());
@@ -392,7 +454,10 @@ async fn duellist(
     // Ended only with the duel: the other's write may come before or after.
     let flush_asked = sim.moment();
     let flushed = match done {
-        true => sim.call("duel-flush", &subject, &fenced, device.flush()).await?,
+        true => {
+            sim.call("duel-flush", &subject, &fenced, device.flush())
+                .await?
+        }
         false => Ended::Doubtful,
     };
     let flushed = matches!(flushed, Ended::Done(()));

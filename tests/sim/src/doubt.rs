@@ -37,7 +37,12 @@ pub async fn retry(sim: Rc<Sim>, host: usize, key: Key) -> Step {
         (Doubt::Deleted, _) => control::delete(sim, host, key).await,
         (Doubt::Resized(size), _) => control::resize(sim, host, key, Some(size)).await,
         (Doubt::Reverted(snapshot), _) => {
-            let there = sim.model.borrow().vols.get(&snapshot).is_some_and(Vol::is_firm);
+            let there = sim
+                .model
+                .borrow()
+                .vols
+                .get(&snapshot)
+                .is_some_and(Vol::is_firm);
             if there {
                 control::revert(sim, host, key, snapshot).await
             } else {
@@ -51,7 +56,10 @@ pub async fn retry(sim: Rc<Sim>, host: usize, key: Key) -> Step {
 async fn find(sim: &Sim, pool: &dyn Pool, name: &str, host: usize) -> Step<Option<Option<Volume>>> {
     let wanted = volume_name(name);
     let call = pool.find_volume(&wanted);
-    match sim.call("find", &format!("{name} on {host}"), &[], call).await? {
+    match sim
+        .call("find", &format!("{name} on {host}"), &[], call)
+        .await?
+    {
         Ended::Done(found) => Ok(Some(found)),
         _ => Ok(None),
     }
@@ -121,7 +129,10 @@ fn settled(sim: &Sim, key: Key, doubt: &Doubt, ours: Option<&Volume>, sealed: bo
                 resized(vol, bytes);
                 vol.doubt = None;
             } else if bytes != vol.size {
-                let text = format!("{}: {bytes} bytes, neither {} nor {size}", vol.name, vol.size);
+                let text = format!(
+                    "{}: {bytes} bytes, neither {} nor {size}",
+                    vol.name, vol.size
+                );
                 return Err(Failure(text));
             } else if sealed {
                 vol.doubt = None;
@@ -169,7 +180,9 @@ async fn tell_reverted(
         (model.vol(key).clone(), after)
     };
     let Some(after) = after else {
-        return Err(Failure(format!("{name}: its snapshot was deleted meanwhile")));
+        return Err(Failure(format!(
+            "{name}: its snapshot was deleted meanwhile"
+        )));
     };
     let histories = [&vol.history, &after.history];
     let Some(content) = gather(sim, &device, &histories, device.size(), false).await? else {
@@ -217,7 +230,9 @@ pub async fn seal(sim: Rc<Sim>, host: usize, key: Key) -> Step {
         };
         let gone = [volmux_core::ErrorKind::NotFound];
         let open = pool.open_volume(&name, options);
-        let opened = sim.call("open-doubtful", &format!("{name} on {host}"), &gone, open).await?;
+        let opened = sim
+            .call("open-doubtful", &format!("{name} on {host}"), &gone, open)
+            .await?;
         let Ended::Done(device) = opened else {
             return Ok(());
         };

@@ -69,7 +69,8 @@ impl Faults {
 
     /// Whether a sender may hear of errors that are not its own.
     pub fn any(&self) -> bool {
-        self.fail + self.lose_answer + self.tear + self.linger + self.slow > 0 || !self.outages.is_empty()
+        self.fail + self.lose_answer + self.tear + self.linger + self.slow > 0
+            || !self.outages.is_empty()
     }
 
     /// A mix for a seed; the outages lie within `span` from 0.
@@ -118,10 +119,17 @@ impl Faults {
             torn: None,
             orphan: orphan.then(|| there + rng.below(self.orphaned + 1)),
         };
-        let out = self.outages.iter().find(|(from, to)| (*from..*to).contains(&(now + there)));
+        let out = self
+            .outages
+            .iter()
+            .find(|(from, to)| (*from..*to).contains(&(now + there)));
         if out.is_some() {
             // Refused at once, or nothing is heard until the client's patience ends.
-            fate.answered = if rng.chance(500) { there + back } else { 30_000 };
+            fate.answered = if rng.chance(500) {
+                there + back
+            } else {
+                30_000
+            };
             fate.arrives = None;
             fate.error = true;
         } else if rng.chance(self.fail) {

@@ -45,7 +45,9 @@ impl Write {
     }
 
     fn is_kept(&self, piece: &Range<u64>) -> bool {
-        self.kept.iter().any(|kept| kept.start <= piece.start && kept.end >= piece.end)
+        self.kept
+            .iter()
+            .any(|kept| kept.start <= piece.start && kept.end >= piece.end)
     }
 }
 
@@ -260,7 +262,10 @@ impl History {
         let mut ranges: Vec<Range<u64>> = self.base.within(0..size).map(|(r, _)| r).collect();
         for group in &self.groups {
             let group = group.borrow();
-            let clipped = group.writes.iter().map(|w| w.range.start..w.range.end.min(size));
+            let clipped = group
+                .writes
+                .iter()
+                .map(|w| w.range.start..w.range.end.min(size));
             ranges.extend(clipped.filter(|range| !range.is_empty()));
         }
         ranges.sort_by_key(|range| range.start);
@@ -320,9 +325,16 @@ impl History {
         let places = self.candidates(&piece, view);
         let mut at = piece.start;
         // Usually all of it is from one write; otherwise each block is for itself.
-        let whole = places.iter().any(|(_, id)| pattern::is_from(*id, at, content));
+        let whole = places
+            .iter()
+            .any(|(_, id)| pattern::is_from(*id, at, content));
         while at < piece.end {
-            let next = if whole { piece.end } else { (at / BLOCK + 1) * BLOCK }.min(piece.end);
+            let next = if whole {
+                piece.end
+            } else {
+                (at / BLOCK + 1) * BLOCK
+            }
+            .min(piece.end);
             let part = &content[(at - piece.start) as usize..(next - piece.start) as usize];
             let fits = |(_, id): &&(Place, u64)| pattern::is_from(*id, at, part);
             let fitting: Vec<(Place, u64)> = places.iter().filter(fits).copied().collect();
@@ -343,9 +355,8 @@ impl History {
             let group = group.borrow();
             let durable = group.durable(view.flushed_by);
             let answered = view.answered_by.filter(|_| group.alive).unwrap_or(0);
-            let there = |w: &Write| {
-                w.is_kept(piece) || w.done && (w.ended < durable || w.ended < answered)
-            };
+            let there =
+                |w: &Write| w.is_kept(piece) || w.done && (w.ended < durable || w.ended < answered);
             let writes = group.writes.iter().filter(|write| write.covers(piece));
             let last = writes.filter(|w| there(w)).map(|w| w.asked).max();
             let mut here: Vec<(Moment, usize, u64)> = Vec::new();
@@ -405,8 +416,16 @@ impl History {
             let group = group.borrow();
             let durable = group.durable(view.flushed_by);
             for w in group.writes.iter().filter(|w| w.range.contains(&at)) {
-                let kept = if w.done && w.ended < durable { ", flushed" } else { "" };
-                let ended = if w.ended == NEVER { "-".into() } else { w.ended.to_string() };
+                let kept = if w.done && w.ended < durable {
+                    ", flushed"
+                } else {
+                    ""
+                };
+                let ended = if w.ended == NEVER {
+                    "-".into()
+                } else {
+                    w.ended.to_string()
+                };
                 let (id, done) = (name(w.id), if w.done { "" } else { ", not acknowledged" });
                 text += &format!("\n    writer {g}: {id} in {}..{ended}{done}{kept}", w.asked);
             }

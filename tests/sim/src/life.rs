@@ -26,7 +26,10 @@ pub async fn start_host(sim: &Rc<Sim>, number: usize) -> Step<bool> {
         let store = HostStore::new(sim.store.clone());
         let seed = sim.rng.borrow_mut().next();
         let open = sim.world.open(store.clone(), seed);
-        if let Ended::Done(pool) = sim.call("start", &format!("host {number}"), &[], open).await? {
+        if let Ended::Done(pool) = sim
+            .call("start", &format!("host {number}"), &[], open)
+            .await?
+        {
             sim.hosts.borrow_mut()[number] = Some(Host {
                 pool,
                 store,
@@ -109,7 +112,12 @@ pub async fn look_at_everything(sim: &Rc<Sim>) -> Step {
         let Some(host) = sim.host() else {
             return Ok(());
         };
-        let in_doubt = sim.model.borrow().vols.get(&key).is_some_and(|vol| vol.doubt.is_some());
+        let in_doubt = sim
+            .model
+            .borrow()
+            .vols
+            .get(&key)
+            .is_some_and(|vol| vol.doubt.is_some());
         if in_doubt {
             doubt::look(sim.clone(), host, key).await?;
         }
@@ -178,7 +186,9 @@ fn work(sim: &Rc<Sim>, action: Action, host: usize) -> Option<Work> {
     let s = sim.clone();
     Some(match action {
         A::Open => {
-            let key = some(sim, |vol| free(vol) && !vol.is_snapshot() && vol.writer.is_none())?;
+            let key = some(sim, |vol| {
+                free(vol) && !vol.is_snapshot() && vol.writer.is_none()
+            })?;
             let take_over = sim.model.borrow_mut().vol(key).unclosed && sim.chance(700);
             Box::pin(data::open(s, host, key, take_over))
         }
@@ -188,7 +198,9 @@ fn work(sim: &Rc<Sim>, action: Action, host: usize) -> Option<Work> {
             Box::pin(data::open(s, host, key, take_over))
         }
         A::Duel => {
-            let key = some(sim, |vol| free(vol) && !vol.is_snapshot() && vol.writer.is_none())?;
+            let key = some(sim, |vol| {
+                free(vol) && !vol.is_snapshot() && vol.writer.is_none()
+            })?;
             Box::pin(data::duel(s, [host, sim.host()?], key))
         }
         A::Verify => {
@@ -273,7 +285,13 @@ fn is_on_handle(action: Action) -> bool {
     use Action as A;
     matches!(
         action,
-        A::Write | A::Zero | A::Discard | A::Read | A::Flush | A::Refresh | A::Close
+        A::Write
+            | A::Zero
+            | A::Discard
+            | A::Read
+            | A::Flush
+            | A::Refresh
+            | A::Close
             | A::VerifyWriter
     )
 }
@@ -313,19 +331,30 @@ fn derive(sim: &Rc<Sim>, action: Action, host: usize) -> Option<Work> {
         return None;
     }
     let (kind, source) = match action {
-        Action::Snapshot => {
-            (OriginKind::Snapshot, some(sim, |vol| vol.is_firm() && !vol.is_snapshot())?)
-        }
-        Action::Copy => {
-            (OriginKind::Copy, some(sim, |vol| vol.is_firm() && vol.size <= 4 << 20)?)
-        }
+        Action::Snapshot => (
+            OriginKind::Snapshot,
+            some(sim, |vol| vol.is_firm() && !vol.is_snapshot())?,
+        ),
+        Action::Copy => (
+            OriginKind::Copy,
+            some(sim, |vol| vol.is_firm() && vol.size <= 4 << 20)?,
+        ),
         _ => (OriginKind::Clone, some(sim, Vol::is_firm)?),
     };
-    Some(Box::pin(control::derive(sim.clone(), host, kind, source, None)))
+    Some(Box::pin(control::derive(
+        sim.clone(),
+        host,
+        kind,
+        source,
+        None,
+    )))
 }
 
 fn revert(sim: &Rc<Sim>, host: usize) -> Option<Work> {
-    let snapshots = sim.model.borrow().which(|vol| vol.is_firm() && vol.is_snapshot());
+    let snapshots = sim
+        .model
+        .borrow()
+        .which(|vol| vol.is_firm() && vol.is_snapshot());
     let snapshot = sim.pick(&snapshots)?;
     let (_, key) = sim.model.borrow_mut().vol(snapshot).origin?;
     let there = sim.model.borrow().vols.get(&key).is_some_and(free);

@@ -70,7 +70,10 @@ fn replay(seed: u64) -> ExitCode {
     let report = run(seed, world(seed), None, true);
     print!("{}", report.trace);
     println!("{:?}", volmux_sim::shape::Shape::by_seed(seed));
-    println!("seed {seed}: hash {:016x}, {} events", report.hash, report.events);
+    println!(
+        "seed {seed}: hash {:016x}, {} events",
+        report.hash, report.events
+    );
     match report.failure {
         Some(failure) => {
             println!("FAILED: {failure}");
@@ -104,13 +107,20 @@ fn run_many(options: &Options) -> ExitCode {
         }
         progress.finished.store(true, Ordering::Relaxed);
     });
-    let (done, took) = (progress.done.load(Ordering::Relaxed), began.elapsed().as_secs_f64());
+    let (done, took) = (
+        progress.done.load(Ordering::Relaxed),
+        began.elapsed().as_secs_f64(),
+    );
     println!(
         "{done} seeds in {took:.1} s ({:.0} a second), {} requests, {} events: {}",
         done as f64 / took,
         progress.requests.load(Ordering::Relaxed),
         progress.events.load(Ordering::Relaxed),
-        if progress.failed.load(Ordering::Relaxed) > 0 { "FAILED" } else { "all as it must be" },
+        if progress.failed.load(Ordering::Relaxed) > 0 {
+            "FAILED"
+        } else {
+            "all as it must be"
+        },
     );
     if progress.failed.load(Ordering::Relaxed) > 0 || done < options.seeds {
         return ExitCode::FAILURE;
@@ -131,7 +141,9 @@ fn work(options: &Options, progress: &Progress) {
             progress.failed.fetch_add(1, Ordering::Relaxed);
             println!("seed {seed} FAILED: {failure}\n  replay: make sim SEED={seed}");
         }
-        progress.requests.fetch_add(report.requests, Ordering::Relaxed);
+        progress
+            .requests
+            .fetch_add(report.requests, Ordering::Relaxed);
         progress.events.fetch_add(report.events, Ordering::Relaxed);
         progress.done.fetch_add(1, Ordering::Relaxed);
     }

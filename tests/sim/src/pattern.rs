@@ -21,7 +21,9 @@ fn check(id: u64, number: u64) -> u64 {
 /// Which write a unit says that it is from.
 fn id_of(hidden: u64, number: u64) -> u64 {
     // Newton's iteration doubles the number of right bits, of which there are three to begin with.
-    let inverse = (0..5).fold(ODD, |x, _| x.wrapping_mul(2u64.wrapping_sub(ODD.wrapping_mul(x))));
+    let inverse = (0..5).fold(ODD, |x, _| {
+        x.wrapping_mul(2u64.wrapping_sub(ODD.wrapping_mul(x)))
+    });
     hidden.wrapping_mul(inverse) ^ number
 }
 

@@ -15,7 +15,11 @@ impl Runs {
         }
         self.split(range.start);
         self.split(range.end);
-        let inner: Vec<u64> = self.0.range(range.clone()).map(|(start, _)| *start).collect();
+        let inner: Vec<u64> = self
+            .0
+            .range(range.clone())
+            .map(|(start, _)| *start)
+            .collect();
         for start in inner {
             self.0.remove(&start);
         }
@@ -45,7 +49,11 @@ impl Runs {
 
     /// The runs that are from writes, within `range`.
     pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, u64)> {
-        let first = self.0.range(..=range.start).next_back().map_or(range.start, |(s, _)| *s);
+        let first = self
+            .0
+            .range(..=range.start)
+            .next_back()
+            .map_or(range.start, |(s, _)| *s);
         let inner = self.0.range(first..range.end.max(first));
         inner.filter_map(move |(start, (end, id))| {
             let part = (*start).max(range.start)..(*end).min(range.end);

@@ -104,7 +104,11 @@ fn lives(sim: &Rc<Sim>) -> Step {
     }
     let s = sim.clone();
     one_life(sim, End::Clean, async move {
-        let last = shape.lives.last().map(|(faults, _)| faults.calm()).unwrap_or_default();
+        let last = shape
+            .lives
+            .last()
+            .map(|(faults, _)| faults.calm())
+            .unwrap_or_default();
         s.store.set_faults(last);
         finale(&s).await
     })
@@ -121,7 +125,11 @@ fn one_life(sim: &Rc<Sim>, end: End, life: impl Future<Output = Step>) -> Step {
         End::AtRequest(request) => Some(request),
         _ => None,
     };
-    let pause = if sim.chance(500) { 0 } else { sim.below(20_000) };
+    let pause = if sim.chance(500) {
+        0
+    } else {
+        sim.below(20_000)
+    };
     let result = runtime.block_on(async {
         sim.store.begin_life(pause, kill_after);
         let killed = async {
@@ -156,7 +164,10 @@ async fn finale(sim: &Rc<Sim>) -> Step {
     let doubtful = sim.model.borrow().which(|vol| vol.doubt.is_some());
     if let Some(key) = doubtful.first() {
         let vol = sim.model.borrow_mut().vol(*key).clone();
-        return Err(Failure(format!("{}: {:?} stays in doubt", vol.name, vol.doubt)));
+        return Err(Failure(format!(
+            "{}: {:?} stays in doubt",
+            vol.name, vol.doubt
+        )));
     }
     control::collect(sim.clone(), 0, None).await?;
     let volumes = sim.model.borrow().which(|vol| !vol.is_snapshot());
@@ -184,7 +195,10 @@ async fn write_once_more(sim: &Rc<Sim>, key: Key) -> Step {
 }
 
 async fn delete_some(sim: &Rc<Sim>) -> Step {
-    let keys = sim.model.borrow().which(|vol| vol.is_firm() && vol.used == 0);
+    let keys = sim
+        .model
+        .borrow()
+        .which(|vol| vol.is_firm() && vol.used == 0);
     for key in keys {
         if sim.chance(500) {
             control::delete(sim.clone(), 0, key).await?;
@@ -195,8 +209,15 @@ async fn delete_some(sim: &Rc<Sim>) -> Step {
 
 fn doubt_is_over(sim: &Rc<Sim>) -> Step {
     // Only who just closed a volume may still be in the way of deleting it.
-    match sim.model.borrow().which(|vol: &Vol| vol.doubt.is_some()).first() {
-        Some(_) => Err(Failure("a change is in doubt though nothing went wrong".into())),
+    match sim
+        .model
+        .borrow()
+        .which(|vol: &Vol| vol.doubt.is_some())
+        .first()
+    {
+        Some(_) => Err(Failure(
+            "a change is in doubt though nothing went wrong".into(),
+        )),
         None => Ok(()),
     }
 }

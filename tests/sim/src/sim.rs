@@ -163,10 +163,14 @@ impl Sim {
             return Err(Failure(format!("{what} {subject} hangs")));
         };
         let kind = result.as_ref().err().map(Error::kind);
-        self.note(what, &[number(subject), kind.map_or(0, |k| k.code() as u64)], || {
-            let error = result.as_ref().err().map(|error| format!("{error:?}"));
-            format!("{subject} -> {}", error.as_deref().unwrap_or("ok"))
-        });
+        self.note(
+            what,
+            &[number(subject), kind.map_or(0, |k| k.code() as u64)],
+            || {
+                let error = result.as_ref().err().map(|error| format!("{error:?}"));
+                format!("{subject} -> {}", error.as_deref().unwrap_or("ok"))
+            },
+        );
         let error = match result {
             Ok(value) => return Ok(Ended::Done(value)),
             Err(error) => error,

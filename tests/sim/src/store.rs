@@ -128,7 +128,10 @@ impl SimStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the store wrong from now on.
@@ -190,7 +193,11 @@ impl SimStore {
 
     /// The names of all objects.
     pub fn names(&self) -> Vec<String> {
-        self.lock().objects.keys().map(ToString::to_string).collect()
+        self.lock()
+            .objects
+            .keys()
+            .map(ToString::to_string)
+            .collect()
     }
 
     /// Lets all that is under way arrive, whenever it would have.
@@ -249,20 +256,22 @@ impl SimStore {
     fn note(&self, now: u64, request: u64, what: &str, key: &Path, fate: &Fate) {
         self.shared.trace.at(now);
         let name = key.as_ref();
-        self.shared.trace.event(&[request, number(what), number(name)], || {
-            let mut text = format!("  #{request} {what} {name}");
-            match fate.arrives {
-                None => text += " [never arrives]",
-                Some(after) => text += &format!(" [+{after}"),
-            }
-            if fate.arrives.is_some() {
-                text += &format!(", answer +{}]", fate.answered);
-            }
-            if fate.error {
-                text += " ERROR";
-            }
-            text
-        });
+        self.shared
+            .trace
+            .event(&[request, number(what), number(name)], || {
+                let mut text = format!("  #{request} {what} {name}");
+                match fate.arrives {
+                    None => text += " [never arrives]",
+                    Some(after) => text += &format!(" [+{after}"),
+                }
+                if fate.arrives.is_some() {
+                    text += &format!(", answer +{}]", fate.answered);
+                }
+                if fate.error {
+                    text += " ERROR";
+                }
+                text
+            });
     }
 
     /// An object as it is now, or as a broken store gives it.
@@ -287,7 +296,8 @@ impl SimStore {
         let late = (state.flaw == Some(Flaw::ListsLate)).then_some(state.versions);
         let below = |key: &Path| {
             prefix.is_none_or(|prefix| {
-                key.prefix_match(prefix).is_some_and(|mut parts| parts.next().is_some())
+                key.prefix_match(prefix)
+                    .is_some_and(|mut parts| parts.next().is_some())
             })
         };
         let from = match (prefix, after) {
@@ -329,7 +339,10 @@ impl State {
             let ((at, request), change) = entry.remove_entry();
             let result = self.apply(change, request, at);
             trace.event(&[request, u64::from(result.is_ok())], || {
-                format!("  #{request} arrived at {at}: {}", if result.is_ok() { "done" } else { "refused" })
+                format!(
+                    "  #{request} arrived at {at}: {}",
+                    if result.is_ok() { "done" } else { "refused" }
+                )
             });
             self.done.insert(request, result);
         }
@@ -373,7 +386,9 @@ impl State {
             Some(Flaw::SwapsObjects) if mix(request).is_multiple_of(5) => {
                 let same = |other: &&Object| other.data.len() == object.data.len();
                 let mut others = self.objects.iter().filter(|(other, _)| *other != key);
-                others.find(|(_, other)| same(other)).map_or(object.clone(), |(_, o)| o.clone())
+                others
+                    .find(|(_, other)| same(other))
+                    .map_or(object.clone(), |(_, o)| o.clone())
             }
             Some(Flaw::FlipsBits) if mix(request).is_multiple_of(20) && !object.data.is_empty() => {
                 let mut data = object.data.to_vec();
@@ -392,7 +407,11 @@ impl State {
 impl Request {
     /// Waits until the request reaches the store; an error if it never does or nobody answers.
     pub(crate) async fn arrive(&self) {
-        if let Some(after) = self.fate.arrives.filter(|after| *after <= self.fate.answered) {
+        if let Some(after) = self
+            .fate
+            .arrives
+            .filter(|after| *after <= self.fate.answered)
+        {
             tokio::time::sleep(Duration::from_millis(after)).await;
         }
     }
@@ -437,7 +456,9 @@ impl Drop for Request {
         if let Some(change) = state.under_way.remove(&(self.sent + after, self.number))
             && let Some(orphan) = self.fate.orphan
         {
-            state.under_way.insert((self.sent + orphan.max(after), self.number), change);
+            state
+                .under_way
+                .insert((self.sent + orphan.max(after), self.number), change);
         }
     }
 }

@@ -65,7 +65,10 @@ pub async fn gather(
         let subject = format!("{} {}+{length}", device.name(), range.start);
         match sim.call("look", &subject, allowed, read).await? {
             Ended::Done(bytes) if bytes.len() != length => {
-                return Err(Failure(format!("{subject}: {} bytes were read", bytes.len())));
+                return Err(Failure(format!(
+                    "{subject}: {} bytes were read",
+                    bytes.len()
+                )));
             }
             Ended::Done(bytes) => content.push((range.start, bytes)),
             Ended::Doubtful | Ended::Refused(_) => return Ok(None),
@@ -107,7 +110,10 @@ pub async fn verify(sim: &Rc<Sim>, host: usize, key: Key) -> Step<bool> {
         (vol.history.clone(), vol.size, vol.writer.is_none())
     };
     if device.size() != size {
-        return Err(Failure(format!("{subject}: opened with {} bytes, not {size}", device.size())));
+        return Err(Failure(format!(
+            "{subject}: opened with {} bytes, not {size}",
+            device.size()
+        )));
     }
     let Some(content) = gather(sim, &device, &[&history], size, false).await? else {
         return Ok(false);
@@ -182,7 +188,11 @@ pub async fn verify_writer(sim: &Rc<Sim>, id: usize) -> Step<bool> {
         handle.still = true;
         let handle = handle.clone();
         let vol = model.vol(handle.vol);
-        (handle.clone(), vol.history.clone(), vol.size.min(handle.device.size()))
+        (
+            handle.clone(),
+            vol.history.clone(),
+            vol.size.min(handle.device.size()),
+        )
     };
     let _lock = sim.lock(handle.vol, false);
     let read = gather(sim, &handle.device, &[&history], size, true).await?;
@@ -195,7 +205,10 @@ pub async fn verify_writer(sim: &Rc<Sim>, id: usize) -> Step<bool> {
     let superseded = !handle.group.borrow().is_alive();
     let Some(content) = read else {
         if !superseded && !vol.contested && !sim.faulty.get() {
-            return Err(Failure(format!("{}: fenced, though nobody took it over", vol.name)));
+            return Err(Failure(format!(
+                "{}: fenced, though nobody took it over",
+                vol.name
+            )));
         }
         return Ok(false);
     };
@@ -203,9 +216,11 @@ pub async fn verify_writer(sim: &Rc<Sim>, id: usize) -> Step<bool> {
         return Ok(false);
     }
     let wrong = |name: &str, wrong| Failure(format!("{name}: {wrong}"));
-    let verdict = judge(&vol.history, &content, View::writer(now))
+    let verdict =
+        judge(&vol.history, &content, View::writer(now)).map_err(|text| wrong(&vol.name, text))?;
+    vol.history
+        .conclude(&verdict)
         .map_err(|text| wrong(&vol.name, text))?;
-    vol.history.conclude(&verdict).map_err(|text| wrong(&vol.name, text))?;
     vol.history.settle(&verdict, size, true);
     vol.settled += 1;
     Ok(true)

@@ -61,7 +61,10 @@ impl HostStore {
     ) -> Result<(Vec<(Path, Object)>, bool)> {
         self.alive().await;
         let root = Path::default();
-        let request = self.store.send("LIST", after.or(prefix).unwrap_or(&root), None).await;
+        let request = self
+            .store
+            .send("LIST", after.or(prefix).unwrap_or(&root), None)
+            .await;
         request.arrive().await;
         let page = self.store.page(prefix, after);
         request.answer().await?;

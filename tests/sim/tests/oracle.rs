@@ -88,9 +88,15 @@ fn the_writer_itself_sees_all_that_was_answered() {
 fn what_was_seen_after_a_crash_is_not_lost_by_the_next() {
     let (mut history, _) = three_writes();
     history.crash();
-    assert_eq!(verdict(&history, &image_of(&[1, 2]), View::reader(100)), Ok(()));
+    assert_eq!(
+        verdict(&history, &image_of(&[1, 2]), View::reader(100)),
+        Ok(())
+    );
     verdict(&history, &image_of(&[1]), View::reader(101)).expect_err("write 2 was seen");
-    assert_eq!(verdict(&history, &image_of(&[1, 2, 3]), View::reader(102)), Ok(()));
+    assert_eq!(
+        verdict(&history, &image_of(&[1, 2, 3]), View::reader(102)),
+        Ok(())
+    );
 }
 
 #[test]
@@ -101,7 +107,11 @@ fn a_snapshot_holds_what_was_flushed_and_nothing_that_came_later() {
     writer.borrow_mut().end(number, 51, true);
     let view = View::reader(100);
     for ids in [&[1][..], &[1, 2], &[1, 2, 3]] {
-        assert_eq!(verdict(&snapshot.derived(1), &image_of(ids), view), Ok(()), "{ids:?}");
+        assert_eq!(
+            verdict(&snapshot.derived(1), &image_of(ids), view),
+            Ok(()),
+            "{ids:?}"
+        );
     }
     verdict(&snapshot, &image_of(&[1, 2, 3, 4]), view).expect_err("write 4 came later");
     verdict(&snapshot, &image_of(&[]), view).expect_err("write 1 was flushed");
@@ -113,7 +123,9 @@ fn a_flush_after_the_volume_was_taken_over_is_found_out() {
     let _new = history.begin_writer(60);
     let number = old.borrow_mut().ask(5, 0..BLOCK, 70);
     old.borrow_mut().end(number, 71, true);
-    old.borrow_mut().flushed(80, 81).expect_err("the volume was another's");
+    old.borrow_mut()
+        .flushed(80, 81)
+        .expect_err("the volume was another's");
     verdict(&history, &image_of(&[1, 2, 3, 5]), View::writer(90)).expect_err("it came too late");
 }
 
@@ -125,7 +137,9 @@ fn a_flush_of_what_is_known_to_be_lost_is_found_out() {
     let found = judge(&history, &content, View::writer(61)).expect("a prefix");
     history.conclude(&found).expect("a prefix");
     history.settle(&found, SIZE, true);
-    old.borrow_mut().flushed(65, 66).expect_err("write 2 was lost");
+    old.borrow_mut()
+        .flushed(65, 66)
+        .expect_err("write 2 was lost");
     verdict(&history, &image_of(&[1, 2]), View::writer(70)).expect_err("it came back");
 }
 
@@ -263,5 +277,8 @@ fn most_of_what_a_wrong_writer_leaves_behind_is_refused() {
         holes += u32::from(verdict(&writer.history, &writer.image(&kept), view).is_err());
     }
     // The rest was overwritten, was zeros, or was under way at the same time.
-    assert!(tried > 50 && lost * 4 > tried && holes * 12 > tried, "{lost} {holes} of {tried}");
+    assert!(
+        tried > 50 && lost * 4 > tried && holes * 12 > tried,
+        "{lost} {holes} of {tried}"
+    );
 }

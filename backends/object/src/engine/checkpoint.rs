@@ -52,7 +52,13 @@ impl Engine {
         let Some((root, frozen)) = self.freeze()? else {
             return Ok(());
         };
-        let result = self.write_pages(&root, &frozen.overlay).await;
+        let result = async {
+            let root = self.write_pages(&root, &frozen.overlay).await?;
+            // A tree must not be committed before the blocks that it leads to are in the store.
+            self.until_stored(OP, role, frozen.change).await?;
+            Ok(root)
+        };
+        let result = result.await;
         let mut state = self.lock();
         if let Some(writer) = &mut state.writer {
             writer.pages_from = None;
@@ -92,6 +98,7 @@ impl Engine {
         let frozen = Frozen {
             overlay: Arc::new(std::mem::take(&mut state.active)),
             items: state.tail.len(),
+            change: state.tail.back().map_or(0, |last| last.change),
         };
         state.frozen = Some(frozen.clone());
         let root = state.root;

@@ -113,6 +113,25 @@ impl Engine {
         }
     }
 
+    /// Whether no other writer has taken over, as far as the store knows by now; otherwise this
+    /// one is fenced.
+    pub(crate) async fn is_current(&self, op: &'static str) -> Result<bool> {
+        let Some(role) = &self.role else {
+            return Ok(false);
+        };
+        if self.is_ending() {
+            return Ok(false);
+        }
+        let number = role.committed().number + 1;
+        let next = self.shared.manifest(op, role.log, number).await?;
+        let ours = |next: &Manifest| next.owner.instance == role.living.owner().instance;
+        if next.as_ref().is_none_or(ours) {
+            return Ok(true);
+        }
+        self.fence();
+        Ok(false)
+    }
+
     /// What is committed now.
     pub(crate) fn committed(&self) -> Option<Committed> {
         Some(self.role.as_ref()?.committed().clone())
@@ -277,7 +296,12 @@ impl Engine {
     }
 
     /// Waits until everything up to change `wanted` is in the store.
-    async fn until_stored(&self, op: &'static str, role: &Role, wanted: u64) -> Result<()> {
+    pub(super) async fn until_stored(
+        &self,
+        op: &'static str,
+        role: &Role,
+        wanted: u64,
+    ) -> Result<()> {
         loop {
             let stored = role.stored.notified();
             tokio::pin!(stored);

@@ -18,6 +18,7 @@ use crate::data::{HEADER_GUESS, Header, LAST_BLOCK};
 use crate::envelope::Kind;
 use crate::journal::{Op, Replay};
 use crate::keys::{LogId, ObjectKey};
+use crate::manifest::Phase;
 use crate::map::{ObjectInfo, Place};
 use crate::owner::Living;
 use crate::seal::Seal;
@@ -97,13 +98,16 @@ impl Engine {
         });
         let committing = engine.clone();
         tokio::spawn(async move { committing.committing().await });
+        let engine = Begun(Some(engine));
         if let Some(replay) = replay
-            && let Err(error) = engine.replay(op, replay).await
+            && let Some(begun) = &engine.0
+            && let Err(error) = begun.replay(op, replay).await
         {
-            engine.fence();
+            // What could not be done again is still in the journal.
+            begun.fence();
             return Err(error);
         }
-        Ok(engine)
+        engine.taken(op)
     }
 
     /// Does again what a journal holds.
@@ -134,25 +138,47 @@ impl Engine {
         Ok(())
     }
 
-    /// Catches up with what others committed; nothing to do for a writer, who knows all there is.
-    pub(crate) async fn follow(&self, op: &'static str) -> Result<()> {
-        if self.is_writer() && !self.has_ended() {
-            return Ok(());
-        }
+    /// The log that it reads, where there may be more commits.
+    pub(crate) async fn log(&self) -> Option<LogId> {
+        self.following.lock().await.map(|known| known.log)
+    }
+
+    /// Catches up with what others committed. `false` where the log was retired: the volume is
+    /// gone, or goes on in another one.
+    pub(crate) async fn follow(&self, op: &'static str) -> Result<bool> {
         let mut following = self.following.lock().await;
         let Some(known) = following.as_mut() else {
-            return Ok(());
+            return Ok(true);
         };
         let newest = self
             .shared
             .newest_manifest(op, known.log, known.number)
             .await?;
-        if let Some(newest) = newest {
-            let state = replayed(op, &self.shared, &newest.tip).await?;
-            known.number = newest.number;
-            *self.lock() = state;
+        let Some(newest) = newest else {
+            return Ok(true);
+        };
+        let state = replayed(op, &self.shared, &newest.tip).await?;
+        known.number = newest.number;
+        *self.lock() = state;
+        Ok(newest.phase != Phase::Retired)
+    }
+}
+
+/// A writer that nobody holds yet: it ends with whoever was about to.
+struct Begun(Option<Arc<Engine>>);
+
+impl Begun {
+    fn taken(mut self, op: &'static str) -> Result<Arc<Engine>> {
+        let taken = self.0.take();
+        taken.ok_or_else(|| Error::new(ErrorKind::Internal, op).reason("there is no engine"))
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(engine) = &self.0 {
+            engine.close();
         }
-        Ok(())
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Frozen {
     pub(crate) overlay: Arc<Overlay>,
     /// How many items of the tail these are.
     pub(crate) items: usize,
+    /// Number of the last change in it.
+    pub(crate) change: u64,
 }
 
 /// An item of the tail, and which changes are done for when it is in the store.
