@@ -22,6 +22,7 @@ mod journal;
 mod keys;
 mod lifecycle;
 mod local;
+mod local_dir;
 mod manifest;
 mod map;
 mod open;

@@ -3,6 +3,7 @@
 //! Everything in it is immutable for ever, so nothing is ever invalidated; what no volume refers
 //! to any more can be forgotten early. Why it is made as it is: docs/decisions/0011-object-cache.md.
 
+mod disk;
 mod flights;
 mod slots;
 
@@ -16,6 +17,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 use rustc_hash::FxBuildHasher;
 use volmux_core::{Error, ErrorKind, Result};
 
+pub(crate) use disk::DiskCache;
 pub(crate) use flights::{Flights, Follow, Lead, Turn};
 use slots::{SLOT, Slots};
 
@@ -279,5 +281,7 @@ impl<P> fmt::Debug for Cache<P> {
     }
 }
 
+#[cfg(test)]
+mod measure;
 #[cfg(test)]
 mod tests;

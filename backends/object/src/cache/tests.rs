@@ -16,7 +16,7 @@ fn block(seed: u32) -> Bytes {
     Bytes::from(seed.to_le_bytes().repeat(SLOT / 4))
 }
 
-fn at(offset: u32) -> PagePtr {
+pub(super) fn at(offset: u32) -> PagePtr {
     let log = LogId(Uuid::nil());
     let object = ObjectKey {
         log,

@@ -1,17 +1,18 @@
 //! The directory of a journal, its lock and its files.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::FallocateFlags;
 use uuid::Uuid;
 use volmux_core::{Error, ErrorKind, Result};
 
 use crate::keys::LogId;
+use crate::local_dir;
 
 /// The operation that errors at opening name.
 pub(super) const OPEN: &str = "open_volume";
@@ -31,13 +32,13 @@ pub(super) struct Dir {
 impl Dir {
     /// Checks `dir` and locks the journal of `log` in it.
     pub(super) fn lock(dir: &Path, pool: Uuid, log: LogId) -> Result<Self> {
-        check(dir)?;
-        let pool = dir.join(pool.simple().to_string());
+        local_dir::check(OPEN, dir)?;
+        let pool = local_dir::of_pool(dir, pool);
         let path = pool.join(log.to_string());
         let deadline = Instant::now() + PATIENCE;
         loop {
-            make_dir(&pool)
-                .and_then(|()| make_dir(&path))
+            local_dir::make(&pool)
+                .and_then(|()| local_dir::make(&path))
                 .map_err(|e| cannot(&path, e))?;
             match try_lock(&path) {
                 Ok(Some(lock)) => return Ok(Dir { path, _lock: lock }),
@@ -75,13 +76,15 @@ impl Dir {
 
     /// Opens file `number`.
     pub(super) fn open(&self, number: u32) -> io::Result<File> {
-        self.options().open(self.file(number))
+        local_dir::options().open(self.file(number))
     }
 
     /// Makes file `number`, of `size` bytes. Zeros are written, not only reserved: a sync of what
     /// is written over them later has nothing but data to write.
     pub(super) fn make(&self, number: u32, size: u64) -> io::Result<File> {
-        let file = self.options().create_new(true).open(self.file(number))?;
+        let file = local_dir::options()
+            .create_new(true)
+            .open(self.file(number))?;
         let made = self.fill(&file, size);
         if let Err(error) = made {
             self.remove(number)?;
@@ -131,73 +134,14 @@ impl Dir {
     fn file(&self, number: u32) -> PathBuf {
         self.path.join(format!("{number:06}{SUFFIX}"))
     }
-
-    fn options(&self) -> OpenOptions {
-        let mut options = OpenOptions::new();
-        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        options
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(flags.bits() as i32);
-        options
-    }
-}
-
-/// Whether a journal may be in `dir`: it has to exist, so that a file system that was not mounted
-/// is noticed, and nobody else may be able to change what is in it.
-fn check(dir: &Path) -> Result<()> {
-    let wrong = |reason: &str| {
-        Error::new(ErrorKind::InvalidConfig, OPEN)
-            .with("path", dir.display())
-            .reason(reason)
-            .help("name a directory of your own on a local file system as the journal's")
-    };
-    let about = match dir.metadata() {
-        Ok(about) => about,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(wrong("the journal's directory does not exist").with_source(error));
-        }
-        Err(error) => return Err(cannot(dir, error)),
-    };
-    if !about.is_dir() {
-        return Err(wrong("what is named as the journal's directory is none"));
-    }
-    let me = rustix::process::geteuid();
-    if about.uid() != me.as_raw() && !me.is_root() {
-        return Err(wrong("the journal's directory belongs to another user"));
-    }
-    // Sticky: others can make files in it, and not touch ours.
-    if about.mode() & 0o022 != 0 && about.mode() & 0o1000 == 0 {
-        return Err(wrong(
-            "others may change what is in the journal's directory",
-        ));
-    }
-    Ok(())
-}
-
-fn make_dir(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let about = path.symlink_metadata()?;
-            let mine = about.is_dir() && about.uid() == rustix::process::geteuid().as_raw();
-            if mine { Ok(()) } else { Err(error) }
-        }
-        Err(error) => Err(error),
-        // The name has to last as long as what is below it.
-        Ok(()) => path
-            .parent()
-            .map_or(Ok(()), |parent| File::open(parent)?.sync_all()),
-    }
 }
 
 /// The lock, unless somebody has it.
 fn try_lock(dir: &Path) -> io::Result<Option<File>> {
     let path = dir.join(LOCK);
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).write(true).mode(0o600);
-    let mut file = options
-        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+    let mut file = local_dir::options()
+        .create(true)
+        .truncate(false)
         .open(&path)?;
     match file.try_lock() {
         Ok(()) => {}

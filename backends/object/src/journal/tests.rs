@@ -1,12 +1,16 @@
+mod damage;
+mod model;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use proptest::prelude::*;
 use tempfile::TempDir;
 use volmux_core::ByteRange;
+
+use damage::recover_only;
 
 use super::*;
 use crate::seal::tests::both;
@@ -182,123 +186,6 @@ async fn a_journal_whose_end_was_lost_goes_on_after_what_is_committed() {
     journal.end(false).await;
     let (_journal, replay) = Journal::open(&config, log(), &seal, mark).unwrap();
     assert_eq!(all(replay), [(end, write(2, 1))]);
-}
-
-/// Ten records of which the first six were synced; the place of each end in the one file.
-async fn ten_records(dir: &Path, seal: &Seal) -> (JournalConfig, (Uuid, u64), Vec<(u64, Op)>) {
-    let config = config(dir, 4);
-    let (journal, _) = Journal::open(&config, log(), seal, None).unwrap();
-    let mut ops = Vec::new();
-    for n in 0..10 {
-        let op = write(n, 20 + n as usize);
-        ops.push((journal.append(op.clone()).unwrap(), op));
-        if n == 5 {
-            journal.sync().await.unwrap();
-        }
-    }
-    let mark = (journal.id(), 0);
-    journal.end(false).await;
-    (config, mark, ops)
-}
-
-#[tokio::test]
-async fn whatever_becomes_of_the_end_all_that_was_synced_is_there() {
-    for seal in both(1, 1) {
-        let dir = dir();
-        let (config, mark, ops) = ten_records(dir.path(), &seal).await;
-        let file = files_in(dir.path(), &seal).remove(0);
-        let bytes = fs::read(&file).unwrap();
-        let place = |position: u64| (RECORDS + position) as usize;
-        let (synced, end) = (place(ops[5].0), place(ops[9].0));
-        for at in synced..=end {
-            for damage in [0, 1, 2] {
-                let mut bytes = bytes.clone();
-                match damage {
-                    // The rest never reached the disk.
-                    0 => bytes[at..].fill(0),
-                    1 => bytes[at] ^= 0x10,
-                    // Neither did this, but what is after it.
-                    _ => bytes[synced..at].fill(0),
-                }
-                fs::write(&file, &bytes).unwrap();
-                let found = recover_only(&config, &seal, mark);
-                let found = found.unwrap_or_else(|error| panic!("{at} {damage} {error}"));
-                let count = found.len();
-                assert_eq!(found, ops[..count], "{at} {damage}");
-                assert!(count >= 6, "{at} {damage}: {count}");
-                let intact = ops.iter().filter(|(end, _)| place(*end) <= at).count();
-                match damage {
-                    2 if at > synced => assert_eq!(count, 6),
-                    2 => assert_eq!(count, 10),
-                    _ => assert!(count >= intact, "{at} {damage}: {count}"),
-                }
-            }
-        }
-    }
-}
-
-/// What opening finds, without changing anything.
-fn recover_only(config: &JournalConfig, seal: &Seal, mark: (Uuid, u64)) -> Result<Vec<(u64, Op)>> {
-    let dir = Dir::lock(&config.dir, seal.pool(), log())?;
-    let new = Uuid::from_u128(99);
-    let found = recover::recover(&dir, config.segment, log(), seal, Some(mark), new)?;
-    Replay::new(&found).collect()
-}
-
-#[tokio::test]
-async fn damage_to_what_was_synced_is_an_error() {
-    for seal in both(1, 1) {
-        let dir = dir();
-        let (config, mark, ops) = ten_records(dir.path(), &seal).await;
-        let file = files_in(dir.path(), &seal).remove(0);
-        let bytes = fs::read(&file).unwrap();
-        let mut at = 0;
-        for (position, _) in &ops[..6] {
-            // Not the padding at a record's end.
-            for at in at..(RECORDS + position) as usize - ALIGN_OF_RECORDS {
-                if (HEADER_OF_SEGMENT..RECORDS as usize).contains(&at) {
-                    continue;
-                }
-                let mut bytes = bytes.clone();
-                bytes[at] ^= 0x04;
-                fs::write(&file, &bytes).unwrap();
-                match recover_only(&config, &seal, mark) {
-                    Err(error) => assert!(
-                        [ErrorKind::Corrupt, ErrorKind::InvalidConfig].contains(&error.kind()),
-                        "{at}: {error}"
-                    ),
-                    // A header that is none leaves a journal that begins later, or not at all.
-                    Ok(found) => assert!(at < HEADER_OF_SEGMENT && found.is_empty(), "{at}"),
-                }
-            }
-            at = (RECORDS + position) as usize;
-        }
-    }
-}
-
-const ALIGN_OF_RECORDS: usize = format::ALIGN;
-const HEADER_OF_SEGMENT: usize = format::HEADER;
-
-#[tokio::test]
-async fn what_was_ignored_once_never_comes_back() {
-    let [seal, _] = both(1, 1);
-    let dir = dir();
-    let (config, mark, ops) = ten_records(dir.path(), &seal).await;
-    let file = files_in(dir.path(), &seal).remove(0);
-    let mut bytes = fs::read(&file).unwrap();
-    // The seventh is torn; the three after it are whole.
-    bytes[(RECORDS + ops[5].0) as usize + 30] ^= 1;
-    fs::write(&file, &bytes).unwrap();
-    let (journal, replay) = Journal::open(&config, log(), &seal, Some(mark)).unwrap();
-    assert_eq!(all(replay), ops[..6]);
-    // As long as what was torn, so that it ends where the eighth begins.
-    let end = journal.append(write(77, 26)).unwrap();
-    assert_eq!(end, ops[6].0);
-    journal.end(false).await;
-    let (_journal, replay) = Journal::open(&config, log(), &seal, Some(mark)).unwrap();
-    let found = all(replay);
-    assert_eq!(found[..6], ops[..6]);
-    assert_eq!(found[6..], [(end, write(77, 26))]);
 }
 
 #[tokio::test]
@@ -508,20 +395,6 @@ async fn what_it_makes_is_for_nobody_else() {
     );
 }
 
-#[tokio::test]
-async fn a_later_format_is_refused() {
-    let [seal, _] = both(1, 1);
-    let dir = dir();
-    let (config, mark, _) = ten_records(dir.path(), &seal).await;
-    let file = files_in(dir.path(), &seal).remove(0);
-    let mut bytes = fs::read(&file).unwrap();
-    bytes[7] = 9;
-    fs::write(&file, &bytes).unwrap();
-    let error = recover_only(&config, &seal, mark).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
-    assert!(error.to_string().contains("format version 9"), "{error}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_may_sync_at_once() {
     let [seal, _] = both(1, 1);
@@ -555,98 +428,4 @@ async fn many_may_sync_at_once() {
     });
     let expected = (0..8).flat_map(|task| (0..200).map(move |n| write(task * 1000 + n, 4096)));
     assert!(seen.into_iter().eq(expected));
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Append(usize),
-    Zero,
-    Sync,
-    /// This many of the records that are there are committed.
-    Trim(prop::sample::Index),
-    /// The process is killed.
-    Kill,
-    Reopen,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        10 => (0usize..4000).prop_map(Step::Append),
-        2 => Just(Step::Zero),
-        4 => Just(Step::Sync),
-        3 => any::<prop::sample::Index>().prop_map(Step::Trim),
-        1 => Just(Step::Kill),
-        1 => Just(Step::Reopen),
-    ]
-}
-
-/// Does the steps to a journal and to a list, and compares whenever it is opened.
-async fn follows_the_model(seal: Seal, steps: Vec<Step>) {
-    let mut place = dir();
-    let (mut journal, _) = Journal::open(&config(place.path(), 4), log(), &seal, None).unwrap();
-    let id = journal.id();
-    let (mut ops, mut synced, mut mark) = (Vec::<(u64, Op)>::new(), 0, 0);
-    for (n, step) in (1..).zip(steps) {
-        match step {
-            Step::Append(_) | Step::Zero => {
-                let op = match step {
-                    Step::Append(length) => write(n, length),
-                    _ => Op::Zero {
-                        range: ByteRange::new(n, n * 3),
-                    },
-                };
-                while !journal.has_room(4000) {
-                    mark = ops.last().map_or(mark, |(end, _)| *end);
-                    ops.clear();
-                    journal.trim(mark);
-                    tokio::task::yield_now().await;
-                }
-                ops.push((journal.append(op.clone()).unwrap(), op));
-            }
-            Step::Sync => {
-                journal.sync().await.unwrap();
-                synced = journal.position();
-            }
-            Step::Trim(index) if !ops.is_empty() => {
-                mark = ops[index.index(ops.len())].0;
-                ops.retain(|(end, _)| *end > mark);
-                journal.trim(mark);
-            }
-            Step::Trim(_) => {}
-            Step::Kill | Step::Reopen => {
-                if matches!(step, Step::Kill) {
-                    prepared(&journal).await;
-                    place = copy_of(place.path());
-                } else {
-                    journal.end(false).await;
-                    synced = journal.position();
-                }
-                let opened =
-                    Journal::open(&config(place.path(), 4), log(), &seal, Some((id, mark)));
-                let (next, replay) = opened.unwrap();
-                let found = all(replay);
-                assert_eq!(found[..], ops[..found.len()]);
-                assert!(next.position() >= synced && next.position() >= mark);
-                let lost = &ops[found.len()..];
-                assert!(lost.iter().all(|(end, _)| *end > synced));
-                ops.truncate(found.len());
-                assert_eq!(next.id(), id);
-                journal = next;
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
-    #[test]
-    fn it_is_as_a_list_that_loses_only_what_was_not_synced(
-        steps in prop::collection::vec(step(), 0..120),
-        encrypted in any::<bool>(),
-    ) {
-        let seal = both(1, 1)[usize::from(encrypted)].clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(follows_the_model(seal, steps));
-    }
 }

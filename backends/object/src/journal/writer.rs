@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::Shared;
 use super::format::{Header, Op, RECORDS, Records};
+use super::shared::Shared;
 use crate::seal::Damage;
 
 /// How much is written by one call.
