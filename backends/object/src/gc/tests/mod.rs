@@ -10,19 +10,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use uuid::Uuid;
 use volmux_core::{
     BlockDevice, ByteRange, ByteSize, CreateOptions, ErrorKind, OpenOptions, Pool, ResizeOptions,
-    VolumeName,
+    VolumeId, VolumeName,
 };
 
 use super::*;
+use crate::catalog::Entry;
 use crate::catalog::tests::rough::Rough;
 use crate::config::{Location, ObjectConfig};
 use crate::keys::{Named, ObjectKey};
 use crate::manifest::{Manifest, Phase};
 use crate::owner::Living;
 use crate::pool::Ready;
-use crate::tip::BLOCK;
+use crate::tip::{BLOCK, TailItem, Tip};
 
 const OP: &str = "test";
 /// Blocks of each volume.
@@ -318,6 +320,122 @@ async fn what_crashes_leave_behind_is_collected() {
     clean.retain(|name, _| !name.starts_with(keys::CATALOG));
     assert_eq!(after, clean);
     assert_eq!(content(&pool, "a").await, [1; BLOCKS as usize]);
+}
+
+/// What a volume holds, as far as it is committed.
+async fn tip_of(pool: &ObjectPool, volume: &str) -> (LogId, Manifest) {
+    let ready = ready(pool).await;
+    let log = ready
+        .catalog
+        .read(|state| state.by_name(&name(volume)).and_then(|entry| entry.log));
+    let log = log.expect("it can be written");
+    let newest = ready.shared.newest_manifest(OP, log, 0).await;
+    (
+        log,
+        newest.expect("the store works").expect("it was written"),
+    )
+}
+
+fn named(tip: &Tip) -> Vec<String> {
+    let objects = tip.tail.iter().filter_map(|item| match item {
+        TailItem::Object { key, .. } => Some(key.to_string()),
+        TailItem::Cut(_) => None,
+    });
+    objects.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_copies_into_or_from_stays_as_long_as_he_lives() {
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    for volume in ["a", "b"] {
+        create(&pool, volume).await;
+        filled(&pool, volume, 0..BLOCKS, 1).await;
+    }
+    let (_, from) = tip_of(&pool, "a").await;
+    let (_, into) = tip_of(&pool, "b").await;
+    let (ready, living) = (ready(&pool).await, Living::begin(Uuid::from_u128(7 << 90)));
+    let copying = Manifest {
+        log: LogId(ready.shared.ids.uuid()),
+        number: 1,
+        epoch: 1,
+        phase: Phase::Open,
+        owner: living.owner().clone(),
+        tip: into.tip.clone(),
+        pin: Some(from.tip.clone()),
+        ..from.clone()
+    };
+    let (manifest, body) = ready.shared.wrap_manifest(OP, &copying).expect("it fits");
+    put(&store, &manifest, body.to_vec()).await;
+    for volume in ["a", "b"] {
+        pool.delete_volume(&name(volume)).await.expect("delete");
+    }
+    let held = [named(&from.tip), named(&into.tip)].concat();
+    assert!(held.len() > 6, "{held:?}");
+    collect(&pool).await;
+    let there = everything(&store).await;
+    assert!(held.iter().all(|object| there.contains_key(object)));
+    drop(living);
+    collect(&pool).await;
+    let there = everything(&store).await;
+    assert!(!held.iter().any(|object| there.contains_key(object)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_into_the_catalogue_in_between_is_needed() {
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    create(&pool, "a").await;
+    filled(&pool, "a", 0..BLOCKS, 1).await;
+    let (log, newest) = tip_of(&pool, "a").await;
+    let ready = ready(&pool).await;
+    let entry = ready
+        .catalog
+        .read(|state| state.by_log(log).cloned())
+        .expect("it is there");
+    pool.delete_volume(&name("a")).await.expect("delete");
+    let inventory = Inventory::take(OP, &ready.shared.store)
+        .await
+        .expect("a listing");
+    let mut pass = Pass::new(OP, ready.shared.clone(), &ready.catalog);
+    pass.follow(&inventory).await.expect("all can be read");
+    let garbage = pass.garbage(&inventory);
+    assert_eq!(garbage.len(), named(&newest.tip).len());
+    // Somebody who read the old manifest before, and decided on this head.
+    let late = Entry {
+        id: VolumeId::random(),
+        log: None,
+        base: Arc::new(newest.tip),
+        ..Entry::clone(&entry)
+    };
+    let head = ready.catalog.head();
+    let done = ready
+        .catalog
+        .try_commit(OP, head, vec![Change::Put(late.clone())])
+        .await;
+    assert!(done.expect("the store works"));
+    let again = Inventory::take(OP, &ready.shared.store)
+        .await
+        .expect("a listing");
+    pass.follow(&again).await.expect("all can be read");
+    assert!(garbage.iter().all(|(key, _)| pass.is_needed(key)));
+    // Whoever decided on a head from before a collection that deletes something comes too late.
+    let head = ready.catalog.head();
+    let gone = vec![Change::Remove(late.id)];
+    assert!(
+        ready
+            .catalog
+            .try_commit(OP, head, gone)
+            .await
+            .expect("the store works")
+    );
+    let head = ready.catalog.head();
+    assert!(collect(&pool).await.objects > 0);
+    let too_late = ready
+        .catalog
+        .try_commit(OP, head, vec![Change::Put(late)])
+        .await;
+    assert!(!too_late.expect("the store works"));
 }
 
 #[tokio::test(start_paused = true)]
