@@ -23,7 +23,7 @@ use crate::config::{Location, ObjectConfig};
 use crate::keys::{Named, ObjectKey};
 use crate::manifest::{Manifest, Phase};
 use crate::owner::Living;
-use crate::pool::Ready;
+use crate::pool::{ObjectPool, Ready};
 use crate::tip::{BLOCK, TailItem, Tip};
 
 const OP: &str = "test";
@@ -139,15 +139,18 @@ async fn put(store: &Rough, name: &str, bytes: Vec<u8>) {
     put.expect("it is in memory");
 }
 
-async fn collect(pool: &ObjectPool) -> Collected {
-    pool.collect_garbage().await.expect("a collection")
+async fn collect(pool: &ObjectPool) -> Survey {
+    let ready = ready(pool).await;
+    let collector = Collector::new(OP, &ready.shared, &ready.catalog);
+    collector.collect().await.expect("a collection")
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_needed_stays_and_what_was_overwritten_goes() {
     let store = Rough::new(1);
     let pool = pool(&store).await;
-    assert_eq!(collect(&pool).await, Collected::default(), "no pool yet");
+    let none = pool.collect_garbage().await.expect("no pool yet");
+    assert_eq!(none.objects, 0);
     create(&pool, "a").await;
     filled(&pool, "a", 0..BLOCKS, 1).await;
     let first = objects(&store).await.len();
@@ -156,14 +159,14 @@ async fn what_is_needed_stays_and_what_was_overwritten_goes() {
     let after = everything(&store).await;
     assert_eq!(content(&pool, "a").await, [1; BLOCKS as usize]);
     assert!(objects(&store).await.len() == first, "{collected:?}");
-    assert_eq!(collected.kept_objects, after.len() as u64);
-    assert_eq!(collected.kept_bytes, after.values().sum::<u64>());
+    assert_eq!(collected.kept.objects, after.len() as u64);
+    assert_eq!(collected.kept.bytes, after.values().sum::<u64>());
     let gone = before.iter().filter(|(name, _)| !after.contains_key(*name));
     assert_eq!(
-        collected.bytes,
+        collected.freed().bytes,
         gone.clone().map(|(_, bytes)| bytes).sum::<u64>()
     );
-    assert_eq!(collected.objects, gone.count() as u64);
+    assert_eq!(collected.freed().objects, gone.count() as u64);
     for tag in 2..30 {
         filled(&pool, "a", 0..BLOCKS, tag).await;
     }
@@ -172,12 +175,12 @@ async fn what_is_needed_stays_and_what_was_overwritten_goes() {
     collected = collect(&pool).await;
     let few = objects(&store).await.len();
     assert!(few < 12 * first, "{many} became {few}: {collected:?}");
-    assert!(collected.objects >= (many - few) as u64);
+    assert!(collected.freed().objects >= (many - few) as u64);
     assert_eq!(content(&pool, "a").await, [29; BLOCKS as usize]);
     let again = collect(&pool).await;
     // One record of the catalogue more: the first collection's own.
-    let kept = collected.kept_objects + 1;
-    assert_eq!((again.objects, again.kept_objects), (0, kept));
+    let kept = collected.kept.objects + 1;
+    assert_eq!((again.freed().objects, again.kept.objects), (0, kept));
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,7 +206,7 @@ async fn deleting_gives_back_all_that_nobody_shares() {
     pool.delete_volume(&name("a")).await.expect("delete");
     pool.delete_volume(&name("s")).await.expect("delete");
     let freed = collect(&pool).await;
-    assert!(freed.bytes > BLOCKS * BLOCK, "{freed:?}");
+    assert!(freed.freed().bytes > BLOCKS * BLOCK, "{freed:?}");
     assert!(objects(&store).await.len() < full);
     let c: Vec<u8> = [vec![3; 8], vec![1; BLOCKS as usize - 8]].concat();
     assert_eq!(content(&pool, "c").await, c);
@@ -313,7 +316,7 @@ async fn what_crashes_leave_behind_is_collected() {
         clean.len() + 5,
         "looking deletes nothing"
     );
-    assert_eq!(collect(&pool).await.objects, 5);
+    assert_eq!(collect(&pool).await.freed().objects, 5);
     let mut after = everything(&store).await;
     after.retain(|name, _| !name.starts_with(keys::CATALOG));
     let mut clean = clean;
@@ -430,7 +433,7 @@ async fn what_comes_into_the_catalogue_in_between_is_needed() {
             .expect("the store works")
     );
     let head = ready.catalog.head();
-    assert!(collect(&pool).await.objects > 0);
+    assert!(collect(&pool).await.freed().objects > 0);
     let too_late = ready
         .catalog
         .try_commit(OP, head, vec![Change::Put(late)])
@@ -560,7 +563,7 @@ async fn a_map_that_cannot_be_read_keeps_everything() {
     let error = pool.collect_garbage().await.expect_err("it can't know");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     put(&store, &object, whole).await;
-    assert!(collect(&pool).await.objects > 10);
+    assert!(collect(&pool).await.freed().objects > 10);
     assert_eq!(content(&pool, "b").await, [19; BLOCKS as usize]);
 }
 
