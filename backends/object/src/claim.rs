@@ -233,10 +233,25 @@ impl Ready {
         Ok((0, Tip::clone(&entry.base)))
     }
 
+    /// Puts a manifest, and says whether it is the log's newest now.
     async fn put(&self, op: &'static str, manifest: &Manifest) -> Result<bool> {
         let (name, envelope) = self.shared.wrap_manifest(op, manifest)?;
-        let put = self.shared.store.put_new(op, &name, envelope).await?;
-        Ok(matches!(put, Put::Created))
+        if self.shared.store.put_new(op, &name, envelope).await? == Put::Taken {
+            return Ok(false);
+        }
+        // A number may be free because the writer who used it is further on by now and has
+        // cleared it away. The newest is never cleared away.
+        let (log, number) = (manifest.log, manifest.number);
+        if self
+            .shared
+            .newest_manifest(op, log, number)
+            .await?
+            .is_none()
+        {
+            return Ok(true);
+        }
+        self.shared.store.delete(op, vec![name]).await?;
+        Ok(false)
     }
 
     /// Whether a log that was not closed may be taken from its writer.
@@ -334,7 +349,7 @@ fn next(log: LogId, newest: Option<Manifest>, base: &Tip, owner: &Owner, phase: 
     let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
     let fences = newest
         .as_ref()
-        .is_some_and(|newest| newest.phase != Phase::Closed);
+        .is_some_and(|newest| newest.phase == Phase::Open);
     Manifest {
         log,
         number,
@@ -377,5 +392,77 @@ impl Patience {
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(LONGEST_LOOK);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use volmux_core::{ByteSize, CreateOptions, OpenOptions, Pool};
+
+    use super::*;
+    use crate::catalog::tests::rough::Rough;
+    use crate::config::{Location, ObjectConfig};
+    use crate::pool::ObjectPool;
+
+    const OP: &str = "test";
+
+    #[tokio::test(start_paused = true)]
+    async fn who_puts_a_number_that_was_cleared_away_has_not_claimed_the_log() {
+        let config = ObjectConfig::new(Location::Memory);
+        let pool = ObjectPool::over(Rough::new(1), config, 79 << 32)
+            .await
+            .expect("it opens");
+        let name = VolumeName::new("a").expect("a name");
+        let size = CreateOptions::thin(ByteSize::mib(1));
+        pool.create_volume(&name, size).await.expect("create");
+        let opened = pool.open_volume(&name, OpenOptions::read_write()).await;
+        let device = opened.expect("open");
+        for _ in 0..40 {
+            device
+                .write_at(0, vec![1; 4096].into())
+                .await
+                .expect("write");
+            device.flush().await.expect("flush");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let ready = pool
+            .look(OP)
+            .await
+            .expect("the store works")
+            .expect("a pool");
+        let log = ready
+            .entry(OP, &name)
+            .expect("it is there")
+            .log
+            .expect("no snapshot");
+        let newest = ready
+            .shared
+            .newest_manifest(OP, log, 0)
+            .await
+            .expect("the store works");
+        let newest = newest.expect("it was written");
+        let late = Manifest {
+            number: 5,
+            epoch: 5,
+            ..newest.clone()
+        };
+        let there = ready
+            .shared
+            .manifest(OP, log, 5)
+            .await
+            .expect("the store works");
+        assert_eq!(there, None, "it was cleared away");
+        assert!(!ready.put(OP, &late).await.expect("the store works"));
+        let there = ready
+            .shared
+            .manifest(OP, log, 5)
+            .await
+            .expect("the store works");
+        assert_eq!(there, None);
+        let next = Manifest {
+            number: newest.number + 1,
+            ..newest
+        };
+        assert!(ready.put(OP, &next).await.expect("the store works"));
     }
 }

@@ -41,6 +41,5 @@ mod walk;
 
 pub use backend::ObjectBackend;
 pub use config::{Compression, Encryption, Flush, Location, ObjectConfig};
-pub use gc::Collected;
 pub use pool::ObjectPool;
 pub use secret::PoolKey;

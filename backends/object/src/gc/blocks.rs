@@ -44,7 +44,7 @@ impl Blocks {
                     .first()
                     .map_or(start, |range| range.start.min(start));
                 let end = touched.last().map_or(end, |range| range.end.max(end));
-                ranges.splice(from..to, [start..end]);
+                ranges.splice(from..to, std::iter::once(start..end));
                 if ranges.len() > RANGES {
                     let mut bits = Vec::new();
                     for range in ranges.drain(..) {

@@ -30,12 +30,11 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 use tracing::warn;
-use volmux_core::{Error, ErrorKind, Result};
+use volmux_core::Result;
 
 use crate::catalog::{Catalog, Change};
 use crate::keys::{self, LogId};
 use crate::owner::{Life, Owner};
-use crate::pool::ObjectPool;
 use crate::shared::Shared;
 use crate::store::Listed;
 
@@ -80,49 +79,6 @@ impl Survey {
             freed.add(object.bytes);
         }
         freed
-    }
-}
-
-/// What a collection of garbage has come to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Objects that were deleted.
-    pub objects: u64,
-    /// Bytes in them.
-    pub bytes: u64,
-    /// Objects that the pool consists of now.
-    pub kept_objects: u64,
-    /// Bytes in them.
-    pub kept_bytes: u64,
-}
-
-impl ObjectPool {
-    /// Deletes what no volume needs any more. Goes along with writers on any host; repeated or
-    /// interrupted calls do no harm.
-    ///
-    /// # Errors
-    /// `PermissionDenied` if the pool was opened read-only; `Corrupt`, with nothing deleted, if
-    /// the map of a volume can't be read: what it refers to is not known then.
-    pub async fn collect_garbage(&self) -> Result<Collected> {
-        let op = "collect_garbage";
-        if self.config.read_only {
-            return Err(Error::new(ErrorKind::PermissionDenied, op)
-                .with("pool", self)
-                .reason("the pool was opened read-only")
-                .help("open it without read_only"));
-        }
-        let Some(ready) = self.look(op).await? else {
-            return Ok(Collected::default());
-        };
-        let collector = Collector::new(op, &ready.shared, &ready.catalog);
-        let survey = collector.collect().await?;
-        let freed = survey.freed();
-        Ok(Collected {
-            objects: freed.objects,
-            bytes: freed.bytes,
-            kept_objects: survey.kept.objects,
-            kept_bytes: survey.kept.bytes,
-        })
     }
 }
 

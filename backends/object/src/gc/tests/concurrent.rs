@@ -316,7 +316,7 @@ async fn check_and_clear(store: &Arc<Rough>, actors: &[Actor<'_>], world: &RefCe
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn nothing_that_is_needed_is_ever_deleted(
         seed in any::<u64>(),

@@ -10,19 +10,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use uuid::Uuid;
 use volmux_core::{
     BlockDevice, ByteRange, ByteSize, CreateOptions, ErrorKind, OpenOptions, Pool, ResizeOptions,
-    VolumeName,
+    VolumeId, VolumeName,
 };
 
 use super::*;
+use crate::catalog::Entry;
 use crate::catalog::tests::rough::Rough;
 use crate::config::{Location, ObjectConfig};
 use crate::keys::{Named, ObjectKey};
 use crate::manifest::{Manifest, Phase};
 use crate::owner::Living;
-use crate::pool::Ready;
-use crate::tip::BLOCK;
+use crate::pool::{ObjectPool, Ready};
+use crate::tip::{BLOCK, TailItem, Tip};
 
 const OP: &str = "test";
 /// Blocks of each volume.
@@ -137,15 +139,18 @@ async fn put(store: &Rough, name: &str, bytes: Vec<u8>) {
     put.expect("it is in memory");
 }
 
-async fn collect(pool: &ObjectPool) -> Collected {
-    pool.collect_garbage().await.expect("a collection")
+async fn collect(pool: &ObjectPool) -> Survey {
+    let ready = ready(pool).await;
+    let collector = Collector::new(OP, &ready.shared, &ready.catalog);
+    collector.collect().await.expect("a collection")
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_needed_stays_and_what_was_overwritten_goes() {
     let store = Rough::new(1);
     let pool = pool(&store).await;
-    assert_eq!(collect(&pool).await, Collected::default(), "no pool yet");
+    let none = pool.collect_garbage().await.expect("no pool yet");
+    assert_eq!(none.objects, 0);
     create(&pool, "a").await;
     filled(&pool, "a", 0..BLOCKS, 1).await;
     let first = objects(&store).await.len();
@@ -154,14 +159,14 @@ async fn what_is_needed_stays_and_what_was_overwritten_goes() {
     let after = everything(&store).await;
     assert_eq!(content(&pool, "a").await, [1; BLOCKS as usize]);
     assert!(objects(&store).await.len() == first, "{collected:?}");
-    assert_eq!(collected.kept_objects, after.len() as u64);
-    assert_eq!(collected.kept_bytes, after.values().sum::<u64>());
+    assert_eq!(collected.kept.objects, after.len() as u64);
+    assert_eq!(collected.kept.bytes, after.values().sum::<u64>());
     let gone = before.iter().filter(|(name, _)| !after.contains_key(*name));
     assert_eq!(
-        collected.bytes,
+        collected.freed().bytes,
         gone.clone().map(|(_, bytes)| bytes).sum::<u64>()
     );
-    assert_eq!(collected.objects, gone.count() as u64);
+    assert_eq!(collected.freed().objects, gone.count() as u64);
     for tag in 2..30 {
         filled(&pool, "a", 0..BLOCKS, tag).await;
     }
@@ -170,12 +175,12 @@ async fn what_is_needed_stays_and_what_was_overwritten_goes() {
     collected = collect(&pool).await;
     let few = objects(&store).await.len();
     assert!(few < 12 * first, "{many} became {few}: {collected:?}");
-    assert!(collected.objects >= (many - few) as u64);
+    assert!(collected.freed().objects >= (many - few) as u64);
     assert_eq!(content(&pool, "a").await, [29; BLOCKS as usize]);
     let again = collect(&pool).await;
     // One record of the catalogue more: the first collection's own.
-    let kept = collected.kept_objects + 1;
-    assert_eq!((again.objects, again.kept_objects), (0, kept));
+    let kept = collected.kept.objects + 1;
+    assert_eq!((again.freed().objects, again.kept.objects), (0, kept));
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,7 +206,7 @@ async fn deleting_gives_back_all_that_nobody_shares() {
     pool.delete_volume(&name("a")).await.expect("delete");
     pool.delete_volume(&name("s")).await.expect("delete");
     let freed = collect(&pool).await;
-    assert!(freed.bytes > BLOCKS * BLOCK, "{freed:?}");
+    assert!(freed.freed().bytes > BLOCKS * BLOCK, "{freed:?}");
     assert!(objects(&store).await.len() < full);
     let c: Vec<u8> = [vec![3; 8], vec![1; BLOCKS as usize - 8]].concat();
     assert_eq!(content(&pool, "c").await, c);
@@ -311,13 +316,129 @@ async fn what_crashes_leave_behind_is_collected() {
         clean.len() + 5,
         "looking deletes nothing"
     );
-    assert_eq!(collect(&pool).await.objects, 5);
+    assert_eq!(collect(&pool).await.freed().objects, 5);
     let mut after = everything(&store).await;
     after.retain(|name, _| !name.starts_with(keys::CATALOG));
     let mut clean = clean;
     clean.retain(|name, _| !name.starts_with(keys::CATALOG));
     assert_eq!(after, clean);
     assert_eq!(content(&pool, "a").await, [1; BLOCKS as usize]);
+}
+
+/// What a volume holds, as far as it is committed.
+async fn tip_of(pool: &ObjectPool, volume: &str) -> (LogId, Manifest) {
+    let ready = ready(pool).await;
+    let log = ready
+        .catalog
+        .read(|state| state.by_name(&name(volume)).and_then(|entry| entry.log));
+    let log = log.expect("it can be written");
+    let newest = ready.shared.newest_manifest(OP, log, 0).await;
+    (
+        log,
+        newest.expect("the store works").expect("it was written"),
+    )
+}
+
+fn named(tip: &Tip) -> Vec<String> {
+    let objects = tip.tail.iter().filter_map(|item| match item {
+        TailItem::Object { key, .. } => Some(key.to_string()),
+        TailItem::Cut(_) => None,
+    });
+    objects.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_copies_into_or_from_stays_as_long_as_he_lives() {
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    for volume in ["a", "b"] {
+        create(&pool, volume).await;
+        filled(&pool, volume, 0..BLOCKS, 1).await;
+    }
+    let (_, from) = tip_of(&pool, "a").await;
+    let (_, into) = tip_of(&pool, "b").await;
+    let (ready, living) = (ready(&pool).await, Living::begin(Uuid::from_u128(7 << 90)));
+    let copying = Manifest {
+        log: LogId(ready.shared.ids.uuid()),
+        number: 1,
+        epoch: 1,
+        phase: Phase::Open,
+        owner: living.owner().clone(),
+        tip: into.tip.clone(),
+        pin: Some(from.tip.clone()),
+        ..from.clone()
+    };
+    let (manifest, body) = ready.shared.wrap_manifest(OP, &copying).expect("it fits");
+    put(&store, &manifest, body.to_vec()).await;
+    for volume in ["a", "b"] {
+        pool.delete_volume(&name(volume)).await.expect("delete");
+    }
+    let held = [named(&from.tip), named(&into.tip)].concat();
+    assert!(held.len() > 6, "{held:?}");
+    collect(&pool).await;
+    let there = everything(&store).await;
+    assert!(held.iter().all(|object| there.contains_key(object)));
+    drop(living);
+    collect(&pool).await;
+    let there = everything(&store).await;
+    assert!(!held.iter().any(|object| there.contains_key(object)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_into_the_catalogue_in_between_is_needed() {
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    create(&pool, "a").await;
+    filled(&pool, "a", 0..BLOCKS, 1).await;
+    let (log, newest) = tip_of(&pool, "a").await;
+    let ready = ready(&pool).await;
+    let entry = ready
+        .catalog
+        .read(|state| state.by_log(log).cloned())
+        .expect("it is there");
+    pool.delete_volume(&name("a")).await.expect("delete");
+    let inventory = Inventory::take(OP, &ready.shared.store)
+        .await
+        .expect("a listing");
+    let mut pass = Pass::new(OP, ready.shared.clone(), &ready.catalog);
+    pass.follow(&inventory).await.expect("all can be read");
+    let garbage = pass.garbage(&inventory);
+    assert_eq!(garbage.len(), named(&newest.tip).len());
+    // Somebody who read the old manifest before, and decided on this head.
+    let late = Entry {
+        id: VolumeId::random(),
+        log: None,
+        base: Arc::new(newest.tip),
+        ..Entry::clone(&entry)
+    };
+    let head = ready.catalog.head();
+    let done = ready
+        .catalog
+        .try_commit(OP, head, vec![Change::Put(late.clone())])
+        .await;
+    assert!(done.expect("the store works"));
+    let again = Inventory::take(OP, &ready.shared.store)
+        .await
+        .expect("a listing");
+    pass.follow(&again).await.expect("all can be read");
+    assert!(garbage.iter().all(|(key, _)| pass.is_needed(key)));
+    // Whoever decided on a head from before a collection that deletes something comes too late.
+    let head = ready.catalog.head();
+    let gone = vec![Change::Remove(late.id)];
+    assert!(
+        ready
+            .catalog
+            .try_commit(OP, head, gone)
+            .await
+            .expect("the store works")
+    );
+    let head = ready.catalog.head();
+    assert!(collect(&pool).await.freed().objects > 0);
+    let too_late = ready
+        .catalog
+        .try_commit(OP, head, vec![Change::Put(late)])
+        .await;
+    assert!(!too_late.expect("the store works"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -442,7 +563,7 @@ async fn a_map_that_cannot_be_read_keeps_everything() {
     let error = pool.collect_garbage().await.expect_err("it can't know");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     put(&store, &object, whole).await;
-    assert!(collect(&pool).await.objects > 10);
+    assert!(collect(&pool).await.freed().objects > 10);
     assert_eq!(content(&pool, "b").await, [19; BLOCKS as usize]);
 }
 
