@@ -202,7 +202,7 @@ fn any_run() -> impl Strategy<Value = (u64, u64, Option<(u64, u32)>)> {
 type Batch = Vec<(u64, u64, Option<(u64, u32)>)>;
 
 fn overlay_of(table: &ObjectTable, batch: &Batch) -> Overlay {
-    let mut overlay = Overlay::new();
+    let mut overlay = Overlay::default();
     for (start, blocks, place) in batch {
         let blocks = (*blocks).min(MOST_BLOCKS - start);
         let place = place.map(|(seq, index)| Place {
@@ -235,7 +235,7 @@ fn view(overlays: &[&Overlay], root: &Root) -> View {
 
 /// Trees made one from the other, and what they should say.
 async fn grow(pages: &Arc<Pages>, batches: &[Batch]) -> Vec<(Root, Model)> {
-    let mut trees = vec![(Root::EMPTY, Model::new())];
+    let mut trees = vec![(Root::EMPTY, Model::default())];
     for batch in batches {
         let changes = overlay_of(&pages.table, batch);
         let (root, model) = trees.last().unwrap();
@@ -335,7 +335,7 @@ proptest! {
 async fn even(pages: &Arc<Pages>, leaves: u64, rounds: u64) -> Vec<Root> {
     let mut roots = vec![Root::EMPTY];
     for round in 0..rounds {
-        let mut overlay = Overlay::new();
+        let mut overlay = Overlay::default();
         for leaf in 0..leaves {
             let object = object(&pages.table, round);
             let index = leaf as u32;
@@ -421,14 +421,16 @@ fn only_what_is_needed_is_read_and_written() {
 fn a_difference_between_equal_trees_reads_nothing() {
     let pages = Pages::keeping(0);
     let roots = block_on(even(&pages, 100, 2));
-    let mut overlay = Overlay::new();
+    let mut overlay = Overlay::default();
     overlay.insert(50 * 2048, 1, None);
     let (a, b) = (view(&[], &roots[2]), view(&[&overlay], &roots[2]));
     let diff = changed(pages.clone(), a.clone(), a.clone(), 0..MOST_BLOCKS);
     assert_eq!(loads_of(&pages, diff.count()), (0, 0));
     let diff = changed(pages.clone(), a, b, 0..MOST_BLOCKS);
     let (loads, diff) = loads_of(&pages, diff.try_collect::<Vec<_>>());
-    assert_eq!((loads, diff.unwrap()), (4, vec![50 * 2048..50 * 2048 + 1]));
+    let diff = diff.unwrap();
+    assert_eq!((loads, diff.len()), (4, 1));
+    assert_eq!(diff[0], 50 * 2048..50 * 2048 + 1);
 }
 
 #[test]
