@@ -455,3 +455,74 @@ fn a_page_of_another_place_is_not_believed() {
         assert_eq!(error.kind(), ErrorKind::Corrupt);
     }
 }
+
+/// Pages that are loaded one at a time, each for a while.
+#[derive(Debug)]
+struct Slow(Arc<Pages>, tokio::sync::Mutex<()>);
+
+#[async_trait]
+impl PageStore for Slow {
+    async fn load(&self, at: &PagePtr) -> Result<Arc<Page>> {
+        let _turn = self.1.lock().await;
+        tokio::task::yield_now().await;
+        Ok(self.0.page(at))
+    }
+
+    fn cached(&self, _: &PagePtr) -> Option<Arc<Page>> {
+        None
+    }
+}
+
+/// Looks something up each time it gets a page.
+struct Busy(Arc<Slow>, Root);
+
+impl Busy {
+    async fn look(&self) {
+        let look = lookup(&*self.0, &self.1, 2048 * 20, 2048 * 20 + 1);
+        look.await.unwrap();
+    }
+}
+
+#[async_trait]
+impl PageSink for Busy {
+    async fn place(&mut self, body: Vec<u8>) -> Result<PagePtr> {
+        self.look().await;
+        Sink(&self.0.0).place(body).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_load_that_was_left_half_done() {
+    let all = tokio::time::timeout(std::time::Duration::from_secs(60), read_and_write());
+    all.await.expect("someone waits for ever");
+}
+
+async fn read_and_write() {
+    let pages = Pages::keeping(0);
+    let roots = even(&pages, 1200, 1).await;
+    let slow = Arc::new(Slow(pages.clone(), tokio::sync::Mutex::default()));
+    let mut busy = Busy(slow.clone(), roots[1]);
+    let mut all = extents(slow.clone(), view(&[], &roots[1]), 0..MOST_BLOCKS);
+    for _ in 0..100 {
+        all.try_next().await.unwrap();
+        busy.look().await;
+    }
+    let mut diff = changed(
+        slow.clone(),
+        View::EMPTY,
+        view(&[], &roots[1]),
+        0..MOST_BLOCKS,
+    );
+    for _ in 0..100 {
+        diff.try_next().await.unwrap();
+        busy.look().await;
+    }
+    let mut overlay = Overlay::default();
+    let object = object(&pages.table, 5);
+    let place = Some(Place { object, index: 5 });
+    (0..1200).for_each(|leaf| overlay.insert(leaf * 2048 + 9, 1, place));
+    let (root, changes) = (roots[1], overlay.iter());
+    apply(&*slow, &pages.table, &root, changes, &mut busy)
+        .await
+        .unwrap();
+}
