@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
-use volmux_core::Result;
+use tokio::task::JoinSet;
+use volmux_core::{Error, ErrorKind, Result};
 
 use super::page::{Page, TOP, span};
 use super::tree::{AHEAD, PageStore, Sub, below};
@@ -172,20 +173,20 @@ impl Walk {
     /// Goes on with parts, whose pages are loaded some ahead.
     fn descend(&mut self, parts: Vec<Part>) {
         let pages = self.pages.clone();
-        let load = move |mut part: Part| {
+        let loaded = move |mut part: Part| {
             let pages = pages.clone();
             async move {
-                let load = async |sub: Option<Sub>| match sub {
-                    Some(sub) if sub.level == part.level => sub.load(&*pages).await.map(Some),
+                let side = async |sub: Option<Sub>| match sub {
+                    Some(sub) if sub.level == part.level => load(&pages, sub).await.map(Some),
                     _ => Ok(None),
                 };
                 let [a, b] = part.subs;
-                let (a, b) = futures::try_join!(load(a), load(b))?;
+                let (a, b) = futures::try_join!(side(a), side(b))?;
                 part.pages = [a, b];
                 Ok(part)
             }
         };
-        let parts = stream::iter(parts).map(load).buffered(AHEAD / 2);
+        let parts = stream::iter(parts).map(loaded).buffered(AHEAD / 2);
         self.stack.push(parts.boxed());
     }
 
@@ -261,6 +262,22 @@ impl Walk {
             start,
             runs: [0, 1].map(|side| cover(&self.views[side], None, start, until)),
         }
+    }
+}
+
+/// A page, loaded by a task of its own: whoever has a stream may read the volume before going on
+/// with the stream, and would wait for ever for a page whose load only the stream drives.
+async fn load(pages: &Arc<dyn PageStore>, sub: Sub) -> Result<Arc<Page>> {
+    if pages.cached(&sub.page).is_some() {
+        return sub.load(&**pages).await;
+    }
+    let pages = pages.clone();
+    let mut task = JoinSet::new();
+    task.spawn(async move { sub.load(&*pages).await });
+    match task.join_next().await {
+        Some(Ok(page)) => page,
+        Some(Err(error)) => Err(Error::new(ErrorKind::Internal, "read_map").with_source(error)),
+        None => Err(Error::new(ErrorKind::Internal, "read_map").reason("a task got lost")),
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) fn timed<T>(what: &str, count: u64, run: impl FnOnce() -> T) -> T {
 }
 
 fn changes(pages: &Pages, round: u64, random: &mut Random) -> Overlay {
-    let mut overlay = Overlay::new();
+    let mut overlay = Overlay::default();
     for i in 0..CHANGES {
         let object = object(&pages.table, round * 1000 + i / 2000);
         let index = (i % 2000) as u32;

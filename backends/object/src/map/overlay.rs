@@ -55,25 +55,19 @@ const GROW: usize = 16;
 type At = (usize, usize);
 
 impl Overlay {
-    pub(crate) const fn new() -> Self {
-        Overlay {
-            firsts: Vec::new(),
-            pieces: Vec::new(),
-            len: 0,
-        }
-    }
-
     /// Number of entries.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether nothing is said of any block.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Bytes that it takes, about.
+    #[cfg(test)]
     pub(crate) fn memory(&self) -> usize {
         // Of each piece: the list's own fields and those of its reference counts.
         let entries: usize = self.pieces.iter().map(|piece| piece.capacity()).sum();
@@ -105,6 +99,7 @@ impl Overlay {
     }
 
     /// Forgets what was said of `blocks` blocks from `start` on.
+    #[cfg(test)]
     pub(crate) fn clear(&mut self, start: u64, blocks: u64) {
         if blocks > 0 {
             self.replace(start, blocks, None);

@@ -142,6 +142,7 @@ impl Page {
     }
 
     /// Number of extents, if it is a leaf.
+    #[cfg(test)]
     pub(crate) fn extents(&self) -> usize {
         match &self.content {
             Content::Leaf(extents) => extents.len(),
@@ -168,6 +169,7 @@ impl Page {
     }
 
     /// The pages below it, in order; none if it is a leaf.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn children(&self) -> impl Iterator<Item = Child> + '_ {
         let (objects, children) = self.packed();
         children.iter().filter_map(|child| child.unpacked(objects))

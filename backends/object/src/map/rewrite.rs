@@ -1,14 +1,14 @@
 //! Writing changes into a map's tree: only pages that change are written again.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::future::BoxFuture;
-use futures::stream::{FuturesOrdered, StreamExt};
+use futures::future::{BoxFuture, try_join_all};
 use volmux_core::Result;
 
 use super::page::{Child, Page, TOP, span};
-use super::tree::{AHEAD, PageStore, Sub, below};
+use super::tree::{PageStore, Sub, batch, below};
 use super::{MOST_BLOCKS, ObjectTable, Run, push};
 use crate::tip::{PagePtr, Root};
 
@@ -209,13 +209,14 @@ fn merged(before: &[Run], changes: &[Run]) -> Vec<Run> {
     out
 }
 
-/// The pages below one page that changes are due to, in order, each with what it takes: those
-/// that have to be read are asked for some pages before they are needed.
+/// The pages below one page that changes are due to, in order, each with what it takes. Some are
+/// read at once, and all of those are there before the first is changed: while pages are placed,
+/// no load is left half done.
 struct Ahead<'a, I> {
     pages: &'a dyn PageStore,
     page: Arc<Page>,
     changes: Changes<I>,
-    loads: FuturesOrdered<BoxFuture<'a, Result<(u64, Step)>>>,
+    ready: VecDeque<(u64, Step)>,
 }
 
 impl<'a, I: Iterator<Item = Run> + Clone + Send> Ahead<'a, I> {
@@ -224,26 +225,30 @@ impl<'a, I: Iterator<Item = Run> + Clone + Send> Ahead<'a, I> {
             pages,
             page,
             changes,
-            loads: FuturesOrdered::new(),
+            ready: VecDeque::new(),
         }
     }
 
     async fn next(&mut self) -> Result<Option<(u64, Step)>> {
-        while self.loads.len() < AHEAD {
-            let Some((number, old)) = self.due() else {
-                break;
-            };
+        if self.ready.is_empty() {
+            let mut due = Vec::new();
+            while due.len() < batch(self.page.level() - 1)
+                && let Some(next) = self.due()
+            {
+                due.push(next);
+            }
             let pages = self.pages;
-            self.loads.push_back(Box::pin(async move {
-                let step = match old {
+            let steps = due.into_iter().map(|(number, due)| async move {
+                let step = match due {
                     Due::Drop => Step::Drop,
                     Due::New => Step::Change(None),
                     Due::Old(sub) => Step::Change(Some((sub, sub.load(pages).await?))),
                 };
                 Ok((number, step))
-            }));
+            });
+            self.ready = try_join_all(steps).await?.into();
         }
-        self.loads.next().await.transpose()
+        Ok(self.ready.pop_front())
     }
 
     /// The next page below that a change is due to.

@@ -104,18 +104,14 @@ impl ObjectTable {
         ids.iter().map(|id| inner.info(*id)).collect()
     }
 
-    /// The name of an object.
-    pub(crate) fn key(&self, id: ObjectId) -> Option<ObjectKey> {
-        let inner = self.read();
-        inner.key(inner.slots.get(id.0 as usize)?)
-    }
-
     /// Number of objects.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.read().slots.len()
     }
 
     /// Bytes that it takes.
+    #[cfg(test)]
     pub(crate) fn memory(&self) -> usize {
         let inner = self.read();
         inner.slots.capacity() * size_of::<Slot>()
@@ -266,7 +262,6 @@ mod tests {
         for (info, id) in all.iter().zip(&ids) {
             assert_eq!(table.intern(info).unwrap(), *id);
             assert_eq!(table.info(*id), Some(*info));
-            assert_eq!(table.key(*id), Some(info.key));
         }
         assert_eq!(table.len(), 10_000);
         assert!(table.memory() <= 100 * table.len(), "{}", table.memory());
@@ -276,7 +271,7 @@ mod tests {
     fn an_object_being_built_gets_its_start_later_and_only_once() {
         let table = ObjectTable::new();
         let id = table.reserve(&key(1, 1)).unwrap();
-        assert_eq!((table.info(id), table.key(id)), (None, Some(key(1, 1))));
+        assert_eq!(table.info(id), None);
         assert_eq!(table.intern(&info(key(1, 1), 7)).unwrap(), id);
         assert_eq!(table.reserve(&key(1, 1)).unwrap(), id);
         assert_eq!(table.info(id), Some(info(key(1, 1), 7)));
@@ -288,9 +283,6 @@ mod tests {
     #[test]
     fn a_number_from_elsewhere_is_not_an_object() {
         let table = ObjectTable::new();
-        assert_eq!(
-            (table.info(ObjectId(0)), table.key(ObjectId(0))),
-            (None, None)
-        );
+        assert_eq!(table.info(ObjectId(0)), None);
     }
 }

@@ -1,11 +1,12 @@
 //! Reading a map's tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use futures::future::try_join_all;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use volmux_core::Result;
 
 use super::page::{Child, Page, TOP, span};
@@ -181,26 +182,53 @@ pub(crate) async fn walk(
     enter: &mut (dyn FnMut(&PagePtr) -> bool + Send),
     leaf: &mut (dyn FnMut(&Page) + Send),
 ) -> Result<()> {
-    let top: Vec<Sub> = Sub::root(root).into_iter().collect();
-    let mut stack: Vec<BoxStream<'_, Result<Arc<Page>>>> = Vec::new();
-    let load = |subs: Vec<Sub>, enter: &mut (dyn FnMut(&PagePtr) -> bool + Send)| {
-        let wanted: Vec<Sub> = subs.into_iter().filter(|sub| enter(&sub.page)).collect();
-        let loads = stream::iter(wanted).map(move |sub| async move { sub.load(pages).await });
-        loads.buffered(AHEAD).boxed()
-    };
-    stack.push(load(top, enter));
-    while let Some(loads) = stack.last_mut() {
-        let Some(page) = loads.try_next().await? else {
+    let mut stack = Vec::new();
+    let wanted = Sub::root(root).into_iter();
+    stack.push(Batches::new(wanted.filter(|sub| enter(&sub.page))));
+    while let Some(batches) = stack.last_mut() {
+        let Some(page) = batches.next(pages).await? else {
             stack.pop();
             continue;
         };
         if page.level() == 0 {
             leaf(&page);
         } else {
-            stack.push(load(below(&page, 0, u64::MAX).collect(), enter));
+            let wanted = below(&page, 0, u64::MAX);
+            stack.push(Batches::new(wanted.filter(|sub| enter(&sub.page))));
         }
     }
     Ok(())
+}
+
+/// How many pages of a level are read at once.
+pub(super) fn batch(level: u8) -> usize {
+    if level == 0 { AHEAD } else { AHEAD / 4 }
+}
+
+/// Pages of a level, some of which are read at once. A load is never left alone half done: someone
+/// else who wants that page too would have to wait until this reader comes back to it.
+struct Batches {
+    rest: VecDeque<Sub>,
+    ready: VecDeque<Arc<Page>>,
+}
+
+impl Batches {
+    fn new(wanted: impl Iterator<Item = Sub>) -> Self {
+        Batches {
+            rest: wanted.collect(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    async fn next(&mut self, pages: &dyn PageStore) -> Result<Option<Arc<Page>>> {
+        if self.ready.is_empty() {
+            let count = self.rest.front().map_or(0, |sub| batch(sub.level));
+            let batch: Vec<Sub> = self.rest.drain(..count.min(self.rest.len())).collect();
+            let loads = batch.iter().map(|sub| sub.load(pages));
+            self.ready = try_join_all(loads).await?.into();
+        }
+        Ok(self.ready.pop_front())
+    }
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ proptest! {
         from in 0..70u64,
         blocks in 0..70u64,
     ) {
-        let (mut overlay, mut model) = (Overlay::new(), Model::new());
+        let (mut overlay, mut model) = (Overlay::default(), Model::default());
         for each in &steps {
             step(&mut overlay, &mut model, each);
             check(&overlay, &model);
@@ -114,7 +114,7 @@ proptest! {
         steps in vec(any_step(6000), 1000..2500),
         ranges in vec((0..6000u64, 1..6000u64), 0..8),
     ) {
-        let (mut overlay, mut model) = (Overlay::new(), Model::new());
+        let (mut overlay, mut model) = (Overlay::default(), Model::default());
         let mut copies = Vec::new();
         for each in steps.iter().filter(|each| !matches!(each, Step::Insert(_, 100.., _))) {
             step(&mut overlay, &mut model, each);
@@ -136,7 +136,7 @@ proptest! {
 
 #[test]
 fn a_run_may_be_as_long_as_a_volume_or_an_object() {
-    let mut overlay = Overlay::new();
+    let mut overlay = Overlay::default();
     overlay.insert(5, (1 << 51) - 5, None);
     assert_eq!((overlay.len(), overlay.get(1 << 50)), (1, Some(None)));
     overlay.insert(7, 1 << 32, Some(place(1, 0)));
@@ -162,7 +162,7 @@ fn random(state: &mut u64) -> u64 {
 fn measure() {
     const ENTRIES: u64 = 500_000;
     let mut state = 42;
-    let mut overlay = Overlay::new();
+    let mut overlay = Overlay::default();
     let blocks: Vec<u64> = (0..ENTRIES).map(|_| random(&mut state) >> 36).collect();
     let timed = |what: &str, run: &mut dyn FnMut()| timed(what, ENTRIES, run);
     timed("insert, growing", &mut || {
@@ -198,7 +198,7 @@ fn measure() {
     timed("copy, a piece at a time", &mut || {
         sum += overlay.clone().len() as u32;
     });
-    let mut overlay = Overlay::new();
+    let mut overlay = Overlay::default();
     timed("insert in order", &mut || {
         for i in 0..ENTRIES {
             overlay.insert(i * 2, 1, Some(place(0, i as u32 * 3)));
