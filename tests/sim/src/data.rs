@@ -318,6 +318,7 @@ pub async fn open(sim: Rc<Sim>, host: usize, key: Key, take_over: bool) -> Step 
             return Ok(());
         }
     };
+    let holder = holder.filter(|id| sim.model.borrow().handles.contains_key(id));
     if let (Some(holder), false) = (holder, take_over) {
         return Err(Failure(format!(
             "open {subject}: succeeded, though h{holder} has it open"
@@ -364,7 +365,11 @@ pub async fn close(sim: Rc<Sim>, id: usize) -> Step {
         flush(sim.clone(), id).await?;
     }
     let mut model = sim.model.borrow_mut();
-    let idle = |handle: &Handle| handle.requests == 0 && !handle.still;
+    // Whoever counts on the volume being open must not be disappointed.
+    let idle = |handle: &Handle| {
+        let changing = model.vols.get(&handle.vol).is_some_and(|vol| vol.changing);
+        handle.requests == 0 && !handle.still && !changing
+    };
     if model.handles.get(&id).is_some_and(idle) {
         let device = model.handles[&id].device.clone();
         model.drop_handle(id);
