@@ -96,6 +96,15 @@ pub struct Counts {
     pub bytes_out: u64,
 }
 
+/// What is stored at the moment, in all buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// How many objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 impl Counts {
     /// PUTs of both sorts.
     pub fn puts(&self) -> u64 {

@@ -22,7 +22,7 @@ mod store;
 mod xml;
 
 pub use auth::Keys;
-pub use counts::{Counts, Kind, Record};
+pub use counts::{Counts, Kind, Record, Stored};
 pub use faults::{Fault, Rule};
 pub use remote::Remote;
 pub use server::{Options, Server};

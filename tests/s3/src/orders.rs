@@ -42,10 +42,15 @@ impl Order<'_> {
 }
 
 fn carry_out(shared: &Shared, name: &str, order: &Order<'_>) -> Result<String, String> {
+    let json = match name {
+        "counts" => Some(serde_json::to_string(&shared.counts())),
+        "stored" => Some(serde_json::to_string(&shared.stored())),
+        _ => None,
+    };
+    if let Some(json) = json {
+        return json.map_err(|error| error.to_string());
+    }
     match name {
-        "counts" => {
-            return serde_json::to_string(&shared.counts()).map_err(|error| error.to_string());
-        }
         "latency" => shared.faults().latency(order.kind()?, order.ms()?),
         "fail" => shared.faults().add(Rule {
             fault: fault(order)?,

@@ -4,7 +4,7 @@ use std::io::{self, Error, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::{Counts, Kind};
+use crate::{Counts, Kind, Stored};
 
 /// Gives orders to a `volmux-s3-server`. A person can do the same: `curl ENDPOINT/-/counts`,
 /// `curl 'ENDPOINT/-/latency?ms=20&kind=put'`, `fail?how=reset&kind=get&times=3&key=PART`,
@@ -35,6 +35,14 @@ impl Remote {
     /// If it does not answer.
     pub fn counts(&self) -> io::Result<Counts> {
         Ok(serde_json::from_str(&self.order("counts")?)?)
+    }
+
+    /// What is stored at the moment.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn stored(&self) -> io::Result<Stored> {
+        Ok(serde_json::from_str(&self.order("stored")?)?)
     }
 
     /// As [`Server::latency`](crate::Server::latency), for all kinds or one.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rustix::net::sockopt::set_socket_linger;
 
 use crate::auth::{self, Keys};
-use crate::counts::{Counters, Counts, Kind, Record};
+use crate::counts::{Counters, Counts, Kind, Record, Stored};
 use crate::faults::{Fault, Faults, Rule};
 use crate::http::{Connection, Request, Response};
 use crate::orders;
@@ -112,6 +112,11 @@ impl Server {
         self.0.counts()
     }
 
+    /// What is stored at the moment.
+    pub fn stored(&self) -> Stored {
+        self.0.stored()
+    }
+
     /// Records every request from now on, or no longer; returns what was recorded so far.
     pub fn record(&self, on: bool) -> Vec<Record> {
         self.0.counters.record(on)
@@ -182,6 +187,11 @@ impl Drop for Server {
 impl Shared {
     pub(crate) fn counts(&self) -> Counts {
         self.counters.get()
+    }
+
+    pub(crate) fn stored(&self) -> Stored {
+        let (objects, bytes) = self.store.stored();
+        Stored { objects, bytes }
     }
 
     pub(crate) fn faults(&self) -> &Faults {

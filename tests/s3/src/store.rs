@@ -190,6 +190,16 @@ impl Store {
         self.with(|buckets| Some(page(buckets.get(bucket)?, query)))
     }
 
+    /// How many objects there are in all buckets, and their bytes.
+    pub(crate) fn stored(&self) -> (u64, u64) {
+        self.with(|buckets| {
+            let objects = buckets.values().flat_map(BTreeMap::values);
+            objects.fold((0, 0), |(number, bytes), object| {
+                (number + 1, bytes + object.length())
+            })
+        })
+    }
+
     /// Changes a stored object behind everybody's back; `false` if it is not there.
     pub(crate) fn replace(&self, bucket: &str, key: &str, data: Option<Bytes>) -> bool {
         self.with(|buckets| {

@@ -221,6 +221,8 @@ async fn orders_come_over_http_too() {
     let remote = Remote::new(&server.endpoint());
     create(&store, "a", "x").await.expect("create");
     assert_eq!(remote.counts().expect("counts"), server.counts());
+    let stored = remote.stored().expect("stored");
+    assert_eq!((stored.objects, stored.bytes), (1, 1));
     remote
         .latency(Some(Kind::Get), Duration::from_millis(60))
         .expect("latency");
