@@ -23,7 +23,9 @@ pub const UPLOADS: usize = 4;
 
 /// A client such as our pools use.
 pub fn client(store: &Store) -> Result<Arc<AmazonS3>> {
-    let client = AmazonS3Builder::from_env()
+    let client = AmazonS3Builder::new()
+        .with_access_key_id("bench")
+        .with_secret_access_key("bench")
         .with_endpoint(store.endpoint())
         .with_region("us-east-1")
         .with_bucket_name(BUCKET)

@@ -3,7 +3,6 @@
 use std::env;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use futures::TryStreamExt;
@@ -11,6 +10,7 @@ use tokio::runtime::Runtime;
 use volmux::{BlockDevice, ByteRange, OpenOptions, VolumeName};
 use volmux_bench::{Result, count, peak_rss_bytes, rss_bytes};
 
+use super::ours::Numbers;
 use super::store::Store;
 use super::{BLOCK, MIB, Place, TIB, ours};
 
@@ -19,6 +19,7 @@ const WALK: &str = "walk-and-tell-memory";
 /// What the pool may use.
 const BUDGET: u64 = 256 * MIB;
 const EXTENTS: u64 = 10_000_000;
+const WORKERS: usize = 32;
 /// Where an extent may lie: places 64 KiB apart.
 const PLACES: u64 = 1 << 24;
 
@@ -62,9 +63,8 @@ async fn write_and_read(url: &str, extents: u64) -> Result<()> {
     let pool = ours::open(url).await?;
     let (_, device) = ours::make_and_open(&*pool, ours::VOLUME, TIB).await?;
     let start = Instant::now();
-    let next = Arc::new(AtomicU64::new(0));
-    let workers: Vec<_> = (0..32)
-        .map(|_| tokio::spawn(worker(Arc::clone(&device), Arc::clone(&next), extents)))
+    let workers: Vec<_> = (0..WORKERS as u64)
+        .map(|first| tokio::spawn(worker(Arc::clone(&device), first, extents)))
         .collect();
     for worker in workers {
         worker.await??;
@@ -83,33 +83,23 @@ async fn write_and_read(url: &str, extents: u64) -> Result<()> {
     Ok(())
 }
 
-/// Takes numbers as long as there are some, writes each one's block, and now and then reads one that
-/// was written before.
-async fn worker(
-    device: Arc<dyn BlockDevice>,
-    next: Arc<AtomicU64>,
-    extents: u64,
-) -> Result<(), String> {
+/// Writes the blocks of every so-manieth number, and now and then reads one that it wrote before.
+async fn worker(device: Arc<dyn BlockDevice>, first: u64, extents: u64) -> Result<(), String> {
     let described = |error: volmux::Error| format!("{error:?}");
-    loop {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        if number >= extents {
-            return Ok(());
-        }
-        let data = content(number);
-        device
-            .write_at(offset(number), data.into())
-            .await
-            .map_err(described)?;
-        // The ones just before may still be under way.
-        if number % 8 == 7 && number > 1000 {
-            let earlier = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (number - 1000);
+    let mut numbers = Numbers(first);
+    for (written, number) in (first..extents).step_by(WORKERS).enumerate() {
+        let data = content(number).into();
+        let write = device.write_at(offset(number), data).await;
+        write.map_err(described)?;
+        if written % 8 == 7 {
+            let earlier = first + numbers.next() % written as u64 * WORKERS as u64;
             let read = device.read_at(offset(earlier), BLOCK as usize).await;
             if read.map_err(described)? != content(earlier) {
                 return Err(format!("extent {earlier} does not read as it was written"));
             }
         }
     }
+    Ok(())
 }
 
 /// Odd, and so prime to the power of two: another place for each number.

@@ -1,11 +1,12 @@
 //! The S3 server: this program, started again with other arguments.
 
 use std::env;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tempfile::NamedTempFile;
 use volmux_bench::Result;
 use volmux_s3_server::{Options, Remote, Server};
 
@@ -18,6 +19,7 @@ const COMPRESS: &str = "compress";
 pub struct Store {
     process: Child,
     remote: Remote,
+    credentials: NamedTempFile,
 }
 
 impl Store {
@@ -41,7 +43,14 @@ impl Store {
         let mut endpoint = String::new();
         BufReader::new(output).read_line(&mut endpoint)?;
         let remote = Remote::new(&endpoint);
-        Ok(Store { process, remote })
+        // Everybody is let in, but clients want something to sign with.
+        let mut credentials = NamedTempFile::new()?;
+        credentials.write_all(b"AWS_ACCESS_KEY_ID=bench\nAWS_SECRET_ACCESS_KEY=bench\n")?;
+        Ok(Store {
+            process,
+            remote,
+            credentials,
+        })
     }
 
     pub fn endpoint(&self) -> String {
@@ -71,8 +80,16 @@ impl Store {
 
     /// The URL of the pool `name`, with these options besides.
     pub fn url(&self, name: &str, options: &str) -> String {
-        let endpoint = self.endpoint();
-        format!("s3://{BUCKET}/{name}?region=us-east-1&endpoint={endpoint}&{options}")
+        let mut url = format!(
+            "s3://{BUCKET}/{name}?region=us-east-1&endpoint={}&credentials_file={}",
+            self.endpoint(),
+            self.credentials.path().display()
+        );
+        if !options.is_empty() {
+            url.push('&');
+            url.push_str(options);
+        }
+        url
     }
 }
 
