@@ -18,7 +18,7 @@ pub const SEQUENTIAL_WRITE: Job = Job::new("write", MIB, 8);
 
 /// Writes a served volume in full.
 pub fn fill(server: &Server, size: u64) -> Result<()> {
-    let job = SEQUENTIAL_WRITE.flush_every((size / MIB) as u32);
+    let job = SEQUENTIAL_WRITE.flush_at_end();
     fio::run(&job, server.socket(), size, None).map(drop)
 }
 
@@ -68,8 +68,8 @@ pub fn sustained(place: &Place) -> Result<()> {
     let client = bare::client(&store)?;
     let size = place.scaled(GIB);
     let volmux = ours::server(place, "volmux", &store.url("sustained", ""), GIB)?;
-    let job = SEQUENTIAL_WRITE.flush_every((size / MIB) as u32);
-    let random = WRITE_QD32.flush_every((size / 4 / BLOCK) as u32);
+    let job = SEQUENTIAL_WRITE.flush_at_end();
+    let random = WRITE_QD32.flush_at_end();
     let all = contest(
         place.repeats,
         vec![
@@ -96,7 +96,7 @@ pub fn sequential(place: &Place) -> Result<()> {
     let size = place.scaled(512 * MIB);
     let volmux = ours::server(place, "volmux", &store.url("sequential", ""), size)?;
     let s3backer = S3backer::start(place, &their_store, "128k", size)?;
-    let job = SEQUENTIAL_WRITE.flush_every((size / MIB) as u32);
+    let job = SEQUENTIAL_WRITE.flush_at_end();
     let run = |server: &Server, store: &Store| -> Result<f64> {
         let outcome = fio::run(&job, server.socket(), size, None)?;
         store.settle()?;
