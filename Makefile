@@ -16,6 +16,7 @@ endif
 
 # Tests and benchmarks mount loop devices. Cargo itself runs as whoever called it.
 ifneq ($(shell id -u),0)
+AS_ROOT := sudo
 TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr a-z- A-Z_)
 export CARGO_TARGET_$(TRIPLE)_RUNNER := sudo -E
 endif
@@ -148,3 +149,13 @@ bench-dir: setup ## directory pools against cp, qemu-img and a plain directory s
 bench-nbd: setup ## the NBD gateway against nbdkit and qemu-nbd (root)
 	$(call title,bench-nbd)
 	@cargo bench --locked -p volmux-bench --bench nbd
+
+# What only this benchmark needs.
+RIVALS := s3backer fuse3
+
+.PHONY: bench-object
+bench-object: setup ## object pools against s3backer, qemu-nbd and the bare store (root, 15 minutes)
+	$(call title,bench-object)
+	@dpkg-query -W $(RIVALS) >/dev/null 2>&1 || { $(AS_ROOT) apt-get update -qq && \
+	    $(AS_ROOT) apt-get install -y -qq --no-install-recommends $(RIVALS) >/dev/null; }
+	@cargo bench --locked -p volmux-bench --bench object

@@ -21,6 +21,8 @@ pub struct Job {
     pub connections: u32,
     /// A flush is waited for after so many writes; 0: never.
     pub flush_every: u32,
+    /// A flush ends the job, within its time.
+    pub flush_at_end: bool,
 }
 
 impl Job {
@@ -32,6 +34,7 @@ impl Job {
             depth,
             connections: 1,
             flush_every: 0,
+            flush_at_end: false,
         }
     }
 
@@ -46,6 +49,13 @@ impl Job {
     #[must_use]
     pub const fn flush_every(mut self, writes: u32) -> Self {
         self.flush_every = writes;
+        self
+    }
+
+    /// The same with a flush at the end.
+    #[must_use]
+    pub const fn flush_at_end(mut self) -> Self {
+        self.flush_at_end = true;
         self
     }
 }
@@ -80,6 +90,7 @@ pub fn run(job: &Job, socket: &Path, size: u64, time: Option<Duration>) -> Resul
     .arg(format!("--iodepth={}", job.depth))
     .arg(format!("--numjobs={}", job.connections))
     .arg(format!("--fsync={}", job.flush_every))
+    .arg(format!("--end_fsync={}", u8::from(job.flush_at_end)))
     .arg(format!("--size={size}"))
     .arg("--output-format=json");
     if let Some(time) = time {

@@ -6,12 +6,16 @@
 //! - `count NAME VALUE`: something counted
 //! - `info …`: everything else, for the reader
 
+mod contest;
 pub mod fio;
 mod measure;
 mod run;
 mod server;
 
-pub use measure::{Figures, Median, Samples, count, header, peak_rss_bytes, ratio};
+pub use contest::{Contender, contest};
+pub use measure::{
+    Figures, Median, Samples, count, header, peak_rss_bytes, ratio, ratio_of_turns, rss_bytes,
+};
 pub use run::run;
 pub use server::Server;
 

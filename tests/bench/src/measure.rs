@@ -33,6 +33,11 @@ impl Samples {
         Ok(done)
     }
 
+    /// Adds a time.
+    pub fn add(&mut self, time: Duration) {
+        self.times.push(time);
+    }
+
     /// The median.
     ///
     /// # Panics
@@ -153,6 +158,18 @@ pub fn ratio<M: Median>(name: &str, ours: &M, rival: &M) {
     println!("ratio {name} {:.3}", ours.median() / rival.median());
 }
 
+/// Prints a `ratio` line as [`ratio`] does, and between what bounds it lay in the single turns, in
+/// which both had a value each.
+pub fn ratio_of_turns(name: &str, ours: &Figures, rival: &Figures) {
+    ratio(name, ours, rival);
+    let turns = ours.values.iter().zip(&rival.values);
+    let (mut least, mut greatest) = (f64::INFINITY, 0.0_f64);
+    for ratio in turns.map(|(ours, rival)| ours / rival) {
+        (least, greatest) = (least.min(ratio), greatest.max(ratio));
+    }
+    println!("info {name}: {least:.3} to {greatest:.3} in single turns");
+}
+
 /// Prints a `count` line.
 pub fn count(name: &str, value: impl fmt::Display) {
     println!("count {name} {value}");
@@ -186,6 +203,14 @@ pub fn header(title: &str) -> Result<()> {
 /// If /proc can't be read.
 pub fn peak_rss_bytes() -> Result<u64> {
     field(&fs::read_to_string("/proc/self/status")?, "VmHWM")
+}
+
+/// The memory that this process has now, in bytes.
+///
+/// # Errors
+/// If /proc can't be read.
+pub fn rss_bytes() -> Result<u64> {
+    field(&fs::read_to_string("/proc/self/status")?, "VmRSS")
 }
 
 /// A `Name:   123 kB` line of a file in /proc, in bytes.
