@@ -90,6 +90,13 @@ impl Ready {
 
     /// Collects what nobody needs.
     pub(crate) async fn collect(&self, op: &'static str) -> Result<Collected> {
+        // What was overwritten is garbage once no tail names it.
+        for (_, of) in self.uses.all() {
+            if let Some(engine) = of.engine().filter(|e| e.is_writer() && !e.is_ending()) {
+                engine.checkpoint().await?;
+                engine.commit(op).await?;
+            }
+        }
         let survey = Collector::new(op, &self.shared, &self.catalog)
             .collect()
             .await?;

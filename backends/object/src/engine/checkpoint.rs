@@ -45,7 +45,7 @@ impl Engine {
     }
 
     /// Makes a checkpoint. What it changes is committed with the next manifest.
-    pub(super) async fn checkpoint(&self) -> Result<()> {
+    pub(crate) async fn checkpoint(&self) -> Result<()> {
         let role = self.role(OP)?;
         let _turn = role.checkpointing.lock().await;
         role.check(OP)?;
@@ -71,6 +71,7 @@ impl Engine {
                 if let Some(last) = last {
                     state.checkpointed = last;
                 }
+                state.note_checkpoint();
                 drop(state);
                 role.wanted.notify_one();
                 Ok(())

@@ -189,6 +189,21 @@ impl State {
         Ok(Some(sealed))
     }
 
+    /// Has the new checkpoint committed by the next who asks for a commit: it counts as a change,
+    /// unless there is another one that is not sealed yet and brings it along.
+    pub(crate) fn note_checkpoint(&mut self) {
+        let Some(writer) = &mut self.writer else {
+            return;
+        };
+        if writer.sealed < writer.change {
+            return;
+        }
+        writer.change += 1;
+        writer.sealed = writer.change;
+        let last = self.tail.back_mut().unwrap_or(&mut self.checkpointed);
+        last.change = writer.change;
+    }
+
     /// Number of the last change that is in the store with everything before it.
     pub(crate) fn stored_change(&self) -> u64 {
         let Some(writer) = &self.writer else { return 0 };
