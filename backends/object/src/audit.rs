@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 use volmux_core::{
-    AuditOptions, AuditReport, ByteSize, Collected, Control, ErrorKind, Finding, FindingKind,
-    Result,
+    AuditOptions, AuditReport, ByteSize, Collected, ErrorKind, Finding, FindingKind, Result,
 };
 
 use crate::catalog::Entry;
@@ -35,10 +34,19 @@ impl Ready {
             findings.extend(finding?);
         }
         drop(looks);
-        let collector = Collector::new(op, &self.shared, &self.catalog);
+        let damaged = !findings.is_empty();
         let may_repair = options.repair && !self.config.read_only;
+        let leftovers = self.space.leftovers(op, may_repair).await?;
+        findings.extend(leftovers.into_iter().map(|(object, bytes)| Finding {
+            kind: FindingKind::Leftover,
+            object,
+            detail: "a file that was being written when a process died".into(),
+            bytes: Some(ByteSize::new(bytes)),
+            repaired: may_repair,
+        }));
+        let collector = Collector::new(op, &self.shared, &self.catalog);
         // A damaged map hides what it needs: nothing is collected then.
-        if findings.is_empty() {
+        if !damaged {
             let survey = match may_repair {
                 true => collector.collect().await?,
                 false => collector.look().await?,
@@ -76,16 +84,6 @@ impl Ready {
             bytes: None,
             repaired: false,
         }))
-    }
-
-    /// Reads and verifies everything.
-    pub(crate) async fn scrub(
-        self: &Arc<Self>,
-        op: &'static str,
-        control: &Control,
-    ) -> Result<AuditReport> {
-        control.check(op)?;
-        self.audit(op, AuditOptions { repair: false }).await
     }
 
     /// Collects what nobody needs.

@@ -44,8 +44,6 @@ pub(crate) enum Kind {
     DataHeader = 4,
     /// A page of a map.
     MapPage = 5,
-    /// A record of a local journal.
-    Journal = 6,
 }
 
 impl Seal {
@@ -238,7 +236,7 @@ mod tests {
         let [seal, _] = both(1, 1);
         let body = vec![0; Seal::BODY_LIMIT + 1];
         let length = Err(Damage::Length(body.len()));
-        assert_eq!(seal.wrap(Kind::Journal, "a", &body, [0; 12]), length);
+        assert_eq!(seal.wrap(Kind::MapPage, "a", &body, [0; 12]), length);
         let longest = wrap(&seal, "a", &body[1..]);
         assert_eq!(Seal::envelope_length(&longest), Ok(LIMIT));
         let mut head = longest[..Seal::HEAD].to_vec();

@@ -29,6 +29,7 @@ mod open;
 mod owner;
 mod pool;
 mod probe;
+mod scrub;
 mod seal;
 mod secret;
 mod setting;

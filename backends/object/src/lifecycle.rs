@@ -398,7 +398,7 @@ impl Ready {
         let log = LogId(self.shared.ids.uuid());
         let mut base = tip.clone();
         base.tail.push(TailItem::Cut(size.div_ceil(BLOCK)));
-        if size % BLOCK != 0 {
+        if !size.is_multiple_of(BLOCK) {
             // What lies past the end of the last block must not come back when the volume grows.
             let engine = Engine::reader(op, self.shared.clone(), &tip, None).await?;
             if let Some(item) = engine.cut_block(op, log, size).await? {

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use tokio::sync::{Mutex, OnceCell};
+use tokio::task::spawn_blocking;
 use volmux_core::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize,
     Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
@@ -16,13 +18,14 @@ use volmux_core::{
     Usage, Volume, VolumeId, VolumeName,
 };
 
-use crate::cache::Cache;
+use crate::cache::{Cache, DiskCache};
 use crate::catalog::{Catalog, Entry};
-use crate::config::ObjectConfig;
+use crate::config::{Compression, ObjectConfig};
 use crate::connect::{self, Connected};
 use crate::ids::Ids;
 use crate::map::ObjectTable;
 use crate::owner::Living;
+use crate::seal::Seal;
 use crate::shared::{Settings, Shared};
 use crate::space::Space;
 use crate::store::{Patience, Store};
@@ -101,6 +104,7 @@ impl ObjectPool {
         races: usize,
     ) -> Result<Arc<Self>> {
         let policy = config.policy()?;
+        let compression = config.compression.unwrap_or_default();
         let pool = Arc::new_cyclic(|me| ObjectPool {
             me: me.clone(),
             space: Space::new(&config, connected.local),
@@ -112,6 +116,7 @@ impl ObjectPool {
             races,
             probed: Mutex::new(false),
         });
+        pool.check_compression("open_pool", compression)?;
         pool.look("open_pool").await?;
         Ok(pool)
     }
@@ -128,10 +133,13 @@ impl ObjectPool {
     }
 
     async fn begin(&self, op: &'static str, format: format::Format) -> Result<&Arc<Ready>> {
+        self.check_compression(op, format.compression)?;
         self.ready
             .get_or_try_init(|| async {
+                tracing::debug!(pool = %self, id = %format.id, "the pool is there");
                 let seal = format.seal;
                 let shared = Shared {
+                    disk: self.disk_cache(&seal).await,
                     store: self.store.clone(),
                     seal: seal.clone(),
                     table: ObjectTable::new(),
@@ -139,7 +147,7 @@ impl ObjectPool {
                     ids: self.ids.clone(),
                     settings: Settings::new(&self.config, &seal),
                 };
-                Ok(Arc::new(Ready {
+                let ready = Arc::new(Ready {
                     shared: Arc::new(shared),
                     catalog: Catalog::open(op, self.store.clone(), seal).await?,
                     uses: Uses::default(),
@@ -147,9 +155,43 @@ impl ObjectPool {
                     config: self.config.clone(),
                     policy: self.policy,
                     space: self.space.clone(),
-                }))
+                });
+                if let Some(interval) = self.config.gc_interval().filter(|_| !self.config.read_only)
+                {
+                    tokio::spawn(collecting(Arc::downgrade(&ready), interval));
+                }
+                Ok(ready)
             })
             .await
+    }
+
+    fn check_compression(&self, op: &'static str, compression: Compression) -> Result<()> {
+        match compression {
+            Compression::None => Ok(()),
+            Compression::Lz4 | Compression::Zstd => Err(Error::new(ErrorKind::Unsupported, op)
+                .with("pool", self)
+                .with("compression", format!("{compression:?}").to_lowercase())
+                .reason("the format has a place for it, but this version can't compress")
+                .help("leave the option out")),
+        }
+    }
+
+    /// The cache on disk, if there is to be one. Without it all is only slower.
+    async fn disk_cache(&self, seal: &Seal) -> Option<DiskCache> {
+        let dir = self.config.disk_cache.clone()?;
+        let (limit, seal) = (self.config.disk_cache_bytes(), seal.clone());
+        let opened = spawn_blocking(move || DiskCache::open(&dir, limit, &seal)).await;
+        match opened {
+            Ok(Ok(cache)) => Some(cache),
+            Ok(Err(error)) => {
+                tracing::warn!(pool = %self, %error, "there is no cache on disk");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(pool = %self, %error, "there is no cache on disk");
+                None
+            }
+        }
     }
 
     /// The pool, for something that needs a volume to be there.
@@ -225,6 +267,19 @@ impl ObjectPool {
 
     fn error(&self, kind: ErrorKind, op: &'static str, name: &VolumeName) -> Error {
         Error::new(kind, op).with("pool", self).with("volume", name)
+    }
+}
+
+/// Collects garbage from time to time, as long as the pool is open.
+async fn collecting(ready: Weak<Ready>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(ready) = ready.upgrade() else {
+            return;
+        };
+        if let Err(error) = ready.collect("collect_garbage").await {
+            tracing::warn!(pool = %ready, %error, "the garbage was not collected");
+        }
     }
 }
 

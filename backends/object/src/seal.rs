@@ -73,7 +73,8 @@ impl DataKey {
         DataKey(Zeroizing::new(bytes))
     }
 
-    /// Its bytes, to be wrapped.
+    /// Its bytes.
+    #[cfg(test)]
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use volmux_core::{ErrorKind, Result};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, DiskCache};
 use crate::codec::Malformed;
 use crate::config::ObjectConfig;
 use crate::engine::page_name;
@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) seal: Seal,
     pub(crate) table: ObjectTable,
     pub(crate) cache: Cache<Page>,
+    /// Slots on a local disk, where the pool has that.
+    pub(crate) disk: Option<DiskCache>,
     pub(crate) ids: Arc<Ids>,
     pub(crate) settings: Settings,
 }

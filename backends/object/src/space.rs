@@ -1,7 +1,8 @@
 //! How full a pool is.
 
 use futures::TryStreamExt;
-use volmux_core::{ByteSize, Error, Result, Usage};
+use tokio::task::spawn_blocking;
+use volmux_core::{ByteSize, Error, ErrorKind, Result, Usage};
 
 use crate::config::ObjectConfig;
 use crate::local::LocalStore;
@@ -61,6 +62,21 @@ impl Space {
             free: ByteSize::new(total.saturating_sub(used)),
             ..Space::unlimited(provisioned)
         })
+    }
+
+    /// Files that a crash left in the making, where the store is a directory.
+    pub(crate) async fn leftovers(
+        &self,
+        op: &'static str,
+        remove: bool,
+    ) -> Result<Vec<(String, u64)>> {
+        let Some(local) = self.local.clone() else {
+            return Ok(Vec::new());
+        };
+        let found = spawn_blocking(move || local.leftovers(remove)).await;
+        let found =
+            found.map_err(|error| Error::new(ErrorKind::Internal, op).with_source(error))?;
+        found.map_err(|error| Error::from_io(op, error))
     }
 
     /// Of a pool that can't be full.

@@ -8,7 +8,12 @@ use volmux_sim::world::ObjectWorld;
 fn first_failure(flaw: Flaw, seeds: u64) -> Option<(u64, String)> {
     note_panics();
     (0..seeds).find_map(|seed| {
-        let report = run(seed, Box::new(ObjectWorld::by_seed(seed)), Some(flaw), false);
+        let report = run(
+            seed,
+            Box::new(ObjectWorld::by_seed(seed)),
+            Some(flaw),
+            false,
+        );
         report.failure.map(|failure| (seed, failure.to_string()))
     })
 }

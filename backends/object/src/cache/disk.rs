@@ -173,6 +173,7 @@ impl DiskCache {
     }
 
     /// Reads that it could serve, and reads that it could not.
+    #[cfg(test)]
     pub(crate) fn counts(&self) -> (u64, u64) {
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
         (count(&self.shared.hits), count(&self.shared.misses))

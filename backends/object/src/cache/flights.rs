@@ -75,6 +75,7 @@ impl<K: Eq + Hash, V> Flights<K, V> {
 
 impl<K: Copy + Eq + Hash, V> Lead<K, V> {
     /// What is to be loaded.
+    #[cfg(test)]
     pub(crate) fn key(&self) -> K {
         self.key
     }

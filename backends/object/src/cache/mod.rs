@@ -227,11 +227,13 @@ impl<P> Cache<P> {
 
     /// Forgets all blocks of the objects that are `gone`. Looks at every block once: ask for many
     /// objects at a time.
+    #[cfg(test)]
     pub(crate) fn forget_objects(&self, gone: impl Fn(u32) -> bool) {
         self.blocks.retain(|(object, _), _| !gone(*object));
     }
 
     /// Forgets all pages that are `gone`.
+    #[cfg(test)]
     pub(crate) fn forget_pages(&self, gone: impl Fn(&PagePtr) -> bool) {
         self.pages.retain(|at, _| !gone(at));
     }

@@ -87,6 +87,7 @@ impl State {
     }
 
     /// Every volume whose name comes after `name`, in the order of their names.
+    #[cfg(test)]
     pub(crate) fn after(&self, name: &VolumeName) -> impl Iterator<Item = &Arc<Entry>> {
         use std::ops::Bound::{Excluded, Unbounded};
         self.by_name
@@ -95,6 +96,7 @@ impl State {
     }
 
     /// Number of volumes.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.by_id.len()
     }

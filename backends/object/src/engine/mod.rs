@@ -31,8 +31,7 @@ use crate::shared::Shared;
 use crate::tip::Tip;
 
 pub(crate) use self::checkpoint::page_name;
-pub(crate) use self::load::{Following, header};
-pub(crate) use self::view::View;
+pub(crate) use self::load::Following;
 
 /// One open volume. All handles of one pool object that have it open share it.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use volmux_core::{Buffer, ByteRange, Error, ErrorKind, Result};
 use super::Engine;
 use super::state::ZEROS;
 use crate::cache::{BlockKey, Fetch, Lead};
-use crate::map::{self, ObjectId, Place, Run};
+use crate::map::{self, ObjectId, ObjectInfo, Place, Run};
+use crate::scrub::Verified;
 use crate::seal::CONTENT;
 use crate::tip::{BLOCK, Root};
 
@@ -34,7 +35,7 @@ type Wanted = Vec<(u64, Place)>;
 impl Engine {
     /// Reads a range that lies within the volume.
     pub(crate) async fn read(&self, op: &'static str, range: ByteRange) -> Result<Bytes> {
-        if range.offset % BLOCK == 0 && range.length == BLOCK {
+        if range.offset.is_multiple_of(BLOCK) && range.length == BLOCK {
             return self.read_block(op, range.offset / BLOCK).await;
         }
         let mut buffer = Buffer::new(range.length as usize).map_err(|error| {
@@ -274,6 +275,55 @@ impl Engine {
         result
     }
 
+    /// Reads what is stored of a range that lies within the volume, past every cache, and verifies
+    /// what `verified` does not have yet. One result for each GET.
+    pub(crate) async fn verify(
+        &self,
+        op: &'static str,
+        range: ByteRange,
+        verified: &mut Verified,
+    ) -> Result<Vec<Result<()>>> {
+        let blocks = range.offset / BLOCK..range.end().div_ceil(BLOCK);
+        let mut nowhere = Vec::new();
+        let mut out = Out {
+            range: ByteRange::new(range.offset, 0),
+            bytes: &mut nowhere,
+        };
+        let mut runs: Vec<Run> = Vec::new();
+        let (root, unknown) = self.collect(blocks, &mut out, &mut runs);
+        for blocks in unknown {
+            runs.extend(self.checkpointed_runs(op, root, blocks).await?);
+        }
+        let mut wanted: Wanted = Vec::new();
+        for run in runs {
+            let Some(place) = run.place else { continue };
+            let all = (0..run.blocks).map(|i| (run.start + i, place.plus(i)));
+            wanted.extend(all.filter(|(_, p)| verified.insert(p.object.number(), p.index)));
+        }
+        wanted.sort_unstable_by_key(|(_, place)| *place);
+        let mut results = Vec::new();
+        let mut content = [0; CONTENT];
+        for group in groups(&wanted) {
+            let Group {
+                object,
+                indexes,
+                blocks,
+            } = group;
+            let slots = match self.stored_blocks(op, object, indexes).await {
+                Ok(slots) => slots,
+                Err(error) => {
+                    results.push(Err(error));
+                    continue;
+                }
+            };
+            let mut places = wanted[blocks].iter();
+            results.push(
+                places.try_for_each(|(_, place)| slots.open(self, op, place.index, &mut content)),
+            );
+        }
+        Ok(results)
+    }
+
     async fn get_group(&self, op: &'static str, group: Group) -> Result<(Group, Slots)> {
         let slots = self
             .get_blocks(op, group.object, group.indexes.clone())
@@ -281,32 +331,56 @@ impl Engine {
         Ok((group, slots))
     }
 
-    /// Some blocks of one object as they are stored.
+    /// Some blocks of one object, from the disk cache where they are there.
     async fn get_blocks(
         &self,
         op: &'static str,
         object: ObjectId,
         blocks: Range<u32>,
     ) -> Result<Slots> {
-        let shared = &self.shared;
-        let Some(info) = shared.table.info(object) else {
-            return Err(Error::new(ErrorKind::Internal, op).reason("an object has no name"));
+        let Some(disk) = &self.shared.disk else {
+            return self.stored_blocks(op, object, blocks).await;
         };
+        let info = self.info(op, object)?;
+        if let Some(bytes) = disk.get(&info.key, blocks.clone()).await {
+            return Ok(self.slots(&info, blocks.start, bytes));
+        }
+        let slots = self.stored_blocks(op, object, blocks).await?;
+        disk.put(&info.key, slots.first, slots.bytes.clone());
+        Ok(slots)
+    }
+
+    fn info(&self, op: &'static str, object: ObjectId) -> Result<ObjectInfo> {
+        let info = self.shared.table.info(object);
+        info.ok_or_else(|| Error::new(ErrorKind::Internal, op).reason("an object has no name"))
+    }
+
+    fn slots(&self, info: &ObjectInfo, first: u32, bytes: Bytes) -> Slots {
+        Slots {
+            name: info.key.to_string(),
+            seal: self.shared.seal.blocks(&info.key),
+            first,
+            stride: self.shared.seal.stride(),
+            bytes,
+        }
+    }
+
+    /// Some blocks of one object as they are stored.
+    async fn stored_blocks(
+        &self,
+        op: &'static str,
+        object: ObjectId,
+        blocks: Range<u32>,
+    ) -> Result<Slots> {
+        let shared = &self.shared;
+        let info = self.info(op, object)?;
         let stride = shared.seal.stride() as u64;
         let at = |index: u32| (u64::from(info.start) + u64::from(index)) * stride;
         let name = info.key.to_string();
-        let bytes = shared
-            .store
-            .get_range(op, &name, at(blocks.start)..at(blocks.end))
-            .await?;
+        let range = at(blocks.start)..at(blocks.end);
+        let bytes = shared.store.get_range(op, &name, range).await?;
         let bytes = bytes.ok_or_else(|| shared.missing(op, &name))?;
-        Ok(Slots {
-            name,
-            seal: shared.seal.blocks(&info.key),
-            first: blocks.start,
-            stride: stride as usize,
-            bytes,
-        })
+        Ok(self.slots(&info, blocks.start, bytes))
     }
 }
 

@@ -14,7 +14,6 @@ use crate::keys::{LogId, ObjectKey};
 use crate::manifest::{Manifest, Phase};
 use crate::owner::Life;
 use crate::shared::Shared;
-use crate::tip::Tip;
 
 /// What is needed, as far as it was followed.
 pub(super) struct Pass<'a> {
