@@ -80,6 +80,10 @@ pub enum PoolCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Read everything and verify it; exit code 1 if something is damaged
+    Scrub,
+    /// Give back what nothing uses any more
+    Gc,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,10 +1,10 @@
 //! `volmux pool …`
 
-use volmux::{AuditOptions, Result};
+use volmux::{AuditOptions, Control, Result};
 
 use crate::app::App;
 use crate::args::{EXIT_UNCLEAN, PoolCommand};
-use crate::output::{AuditDoc, PoolDoc, audit_text, pool_text};
+use crate::output::{AuditDoc, CollectedDoc, PoolDoc, audit_text, collected_text, pool_text};
 
 /// Runs a pool command and gives the exit code.
 ///
@@ -14,6 +14,8 @@ pub async fn run(app: &App, command: PoolCommand) -> Result<u8> {
     match command {
         PoolCommand::Info => info(app).await,
         PoolCommand::Audit { repair, dry_run } => audit(app, repair, dry_run).await,
+        PoolCommand::Scrub => scrub(app).await,
+        PoolCommand::Gc => gc(app).await,
     }
 }
 
@@ -36,4 +38,20 @@ async fn audit(app: &App, repair: bool, dry_run: bool) -> Result<u8> {
     app.out
         .show(&document, || audit_text(&report, repair && dry_run))?;
     Ok(if report.is_clean() { 0 } else { EXIT_UNCLEAN })
+}
+
+async fn scrub(app: &App) -> Result<u8> {
+    let pool = app.pool().await?;
+    let report = app.guard("scrub", pool.scrub(Control::new())).await?;
+    let document = AuditDoc::new(pool.as_ref(), &report, false, false);
+    app.out.show(&document, || audit_text(&report, false))?;
+    Ok(if report.is_clean() { 0 } else { EXIT_UNCLEAN })
+}
+
+async fn gc(app: &App) -> Result<u8> {
+    let pool = app.pool().await?;
+    let collected = app.guard("collect_garbage", pool.collect_garbage()).await?;
+    let document = CollectedDoc::new(pool.as_ref(), &collected);
+    app.out.show(&document, || collected_text(&collected))?;
+    Ok(0)
 }

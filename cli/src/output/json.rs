@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use volmux::{
+use volmux::{Collected, 
     AuditReport, ByteSize, Capabilities, FindingKind, Origin, Pool, Pressure, Provisioning,
     ThinPolicy, Usage, Volume, VolumeId,
 };
@@ -160,6 +160,27 @@ impl<'a> AuditDoc<'a> {
             clean: report.is_clean(),
             volumes: report.volumes,
             findings: findings.collect(),
+        }
+    }
+}
+
+/// What a collection of garbage gave back.
+#[derive(Serialize)]
+pub struct CollectedDoc {
+    schema: &'static str,
+    pool: String,
+    freed: ByteSize,
+    objects: u64,
+}
+
+impl CollectedDoc {
+    /// Of a collection in `pool`.
+    pub fn new(pool: &dyn Pool, collected: &Collected) -> Self {
+        CollectedDoc {
+            schema: "volmux.collected.v1",
+            pool: pool.to_string(),
+            freed: collected.freed,
+            objects: collected.objects,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use volmux::{AuditReport, ByteSize, Pool, Pressure, Usage, Volume};
+use volmux::{Collected, AuditReport, ByteSize, Pool, Pressure, Usage, Volume};
 
 use super::rfc3339;
 
@@ -178,6 +178,11 @@ pub fn audit_text(report: &AuditReport, would_repair: bool) -> String {
     };
     text.push_str(&format!("{} volumes, {verdict}", report.volumes));
     text
+}
+
+/// What a collection of garbage gave back.
+pub fn collected_text(collected: &Collected) -> String {
+    format!("{} freed, {} objects removed", collected.freed, collected.objects)
 }
 
 /// Whether a repair does something about such a finding.
