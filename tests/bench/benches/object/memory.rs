@@ -20,6 +20,8 @@ const WALK: &str = "walk-and-tell-memory";
 const BUDGET: u64 = 256 * MIB;
 const EXTENTS: u64 = 10_000_000;
 const WORKERS: usize = 32;
+/// A read comes after so many writes. Nearly each is a GET, and more of them take more minutes.
+const READ_EVERY: usize = 64;
 /// Where an extent may lie: places 64 KiB apart.
 const PLACES: u64 = 1 << 24;
 
@@ -73,7 +75,7 @@ async fn write_and_read(url: &str, extents: u64) -> Result<()> {
     let peak = peak_rss_bytes()?;
     println!(
         "info {extents} writes and {} reads in {:.0} s; at most {} MiB resident, budget {} MiB",
-        extents / 8,
+        extents / READ_EVERY as u64,
         start.elapsed().as_secs_f64(),
         peak / MIB,
         BUDGET / MIB
@@ -91,7 +93,7 @@ async fn worker(device: Arc<dyn BlockDevice>, first: u64, extents: u64) -> Resul
         let data = content(number).into();
         let write = device.write_at(offset(number), data).await;
         write.map_err(described)?;
-        if written % 8 == 7 {
+        if written % READ_EVERY == READ_EVERY - 1 {
             let earlier = first + numbers.next() % written as u64 * WORKERS as u64;
             let read = device.read_at(offset(earlier), BLOCK as usize).await;
             if read.map_err(described)? != content(earlier) {

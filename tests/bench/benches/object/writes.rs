@@ -115,19 +115,20 @@ pub fn sequential(place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// Writes blocks of 4 KiB at random, 32 in flight, with a flush after so many and at the end.
-pub async fn write_at_random(
+/// Writes blocks of 4 KiB at random, 32 in flight, with a flush after so many and at the end;
+/// others in each round.
+async fn write_at_random(
     device: &Arc<dyn BlockDevice>,
     size: u64,
     blocks: u64,
-    flush_every: u64,
+    (round, flush_every): (u64, u64),
 ) -> Result<()> {
     let done = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = (0..32)
         .map(|seed| {
             let (device, done) = (Arc::clone(device), Arc::clone(&done));
             tokio::spawn(async move {
-                let mut numbers = Numbers(seed);
+                let mut numbers = Numbers(round << 8 | seed);
                 loop {
                     let number = done.fetch_add(1, Ordering::Relaxed);
                     if number >= blocks {
@@ -153,45 +154,51 @@ pub fn amplification(place: &Place) -> Result<()> {
     println!("info -- bytes put for each byte written, 4 KiB at random");
     let runtime = Runtime::new()?;
     let store = Store::start()?;
-    let measure = |name: &str, options: &str, (size, blocks): (u64, u64), flush_every: u64| {
+    let measure = |name: &str, rounds: u64, size: u64, blocks: u64, flush_every: u64| {
         runtime.block_on(async {
-            let pool = ours::open(&store.url(name, options)).await?;
+            let pool = ours::open(&store.url(name, "")).await?;
             let (_, device) = ours::make_and_open(&*pool, "volume", size).await?;
             let before = store.remote().counts()?;
-            write_at_random(&device, size, blocks, flush_every).await?;
+            for round in 0..rounds {
+                write_at_random(&device, size, blocks, (round, flush_every)).await?;
+                if rounds > 1 {
+                    pool.collect_garbage().await?;
+                }
+            }
             drop(device);
             store.settle()?;
             let asked = store.remote().counts()? - before;
+            let written = rounds * blocks * BLOCK;
             println!(
-                "info {name}: {} MiB written, {} MiB put in {} puts, {} objects deleted, {} gets",
-                blocks * BLOCK / MIB,
+                "info {name}: {} MiB written, {} MiB put in {} puts; {} gets, {} requests to delete",
+                written / MIB,
                 asked.bytes_in / MIB,
                 asked.puts(),
-                asked.delete + asked.delete_many,
-                asked.get
+                asked.get,
+                asked.delete + asked.delete_many
             );
-            Ok::<_, Box<dyn std::error::Error>>(asked.bytes_in as f64 / (blocks * BLOCK) as f64)
+            Ok::<_, Box<dyn std::error::Error>>(asked.bytes_in as f64 / written as f64)
         })
     };
-    let written = place.scaled(512 * MIB) / BLOCK;
-    let bare = measure("without-gc", "", (GIB, written), u64::MAX)?;
-    count("object-write-amplification", format_args!("{bare:.3}"));
-    let flushed = measure("flush-every-256", "", (GIB, written / 4), 256)?;
+    let blocks = place.scaled(512 * MIB) / BLOCK;
+    let plain = measure("without-gc", 1, GIB, blocks, u64::MAX)?;
+    count("object-write-amplification", format_args!("{plain:.3}"));
+    let flushed = measure("flush-every-256", 1, GIB, blocks / 4, 256)?;
     println!("info with a flush after every 256 writes (1 MiB): {flushed:.3}");
 
-    let (size, written) = (128 * MIB, place.scaled(GIB) / BLOCK);
+    let (size, rounds) = (256 * MIB, place.scaled(16));
     let before = store.remote().stored()?;
-    let with_gc = measure("with-gc", "gc=300ms", (size, written), u64::MAX)?;
+    // A quarter of the volume is overwritten between two collections.
+    let with_gc = measure("with-gc", rounds, size, size / BLOCK / 4, u64::MAX)?;
     let kept = store.remote().stored()?.bytes - before.bytes;
     count(
         "object-write-amplification-with-gc",
         format_args!("{with_gc:.3}"),
     );
     println!(
-        "info with-gc: {} MiB are in the store for a volume of {} MiB that was overwritten {} times",
+        "info with-gc: {} MiB are in the store for a volume of {} MiB after {rounds} collections",
         kept / MIB,
         size / MIB,
-        written * BLOCK / size
     );
     Ok(())
 }
