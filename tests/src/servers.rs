@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,8 +45,8 @@ pub struct Server {
     scheme: &'static str,
     options: String,
     dir: PathBuf,
-    /// The server's keeper reads from this until the test program is gone.
-    _keeper: ChildStdin,
+    /// Reads from this program until that is gone.
+    _keeper: Child,
 }
 
 /// SeaweedFS: S3, with conditional puts as they must be.
@@ -202,7 +202,7 @@ fn free_ports(count: usize) -> Vec<u16> {
 /// Starts a server with a shell as its keeper, which ends it and removes its directory as soon as
 /// this program is gone, however it ends: its end of the pipe is closed then. It outlives signals
 /// that are sent to all of a terminal's processes, to have the time for that.
-fn start(dir: &Path, program: &Path, args: &[String]) -> ChildStdin {
+fn start(dir: &Path, program: &Path, args: &[String]) -> Child {
     const KEEPER: &str = r#"trap '' HUP INT TERM
         dir=$1; shift
         "$@" </dev/null >"$dir/log" 2>&1 & server=$!
@@ -210,7 +210,7 @@ fn start(dir: &Path, program: &Path, args: &[String]) -> ChildStdin {
         kill -9 $server; wait $server
         rm -rf -- "$dir""#;
     let log = || fs::File::create(dir.join("keeper.log")).expect("a new file");
-    let mut keeper = Command::new("/bin/sh")
+    Command::new("/bin/sh")
         .args(["-c", KEEPER, "keeper"])
         .arg(dir)
         .arg(program)
@@ -220,8 +220,7 @@ fn start(dir: &Path, program: &Path, args: &[String]) -> ChildStdin {
         .stdout(log())
         .stderr(log())
         .spawn()
-        .expect("a shell starts");
-    keeper.stdin.take().expect("it is piped")
+        .expect("a shell starts")
 }
 
 /// Waits until the server is ready.
