@@ -44,7 +44,7 @@ demo: setup ## show the whole life of a volume, on a pool in a temporary directo
 
 # The short steps come first, the tests last: what fails early costs little.
 .PHONY: check
-check: setup fmt clippy docs licences lifecycle check-serve check-demo fuzz test-all ## everything that must hold before a commit lands
+check: setup fmt clippy docs licences lifecycle check-serve check-demo fuzz check-sim test-all ## everything that must hold before a commit lands
 	$(call title,check: all passed)
 	@awk '/^test result:/ { p += $$4; f += $$6; i += $$8 } \
 	    END { printf "%d passed, %d failed, %d skipped\n", p, f, i; exit p == 0 }' $(TEST_LOG)
@@ -125,6 +125,22 @@ fuzz: ## the parsers on FUZZ_RUNS made-up inputs, the NBD server on fewer sessio
 	@$(FUZZED)/object -runs=$(FUZZ_RUNS) -max_len=512 $(FUZZ_OPTIONS)
 	@$(FUZZED)/nbd -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=4096 $(FUZZ_OPTIONS)
 	@echo "$(FUZZ_RUNS) inputs, and a twentieth of that as NBD sessions: none did harm"
+
+# SEED=n runs one seed and prints what happens in it.
+SEEDS ?= 1000000
+SIM = $(CARGO_TARGET_DIR)/sim/sim
+
+.PHONY: sim
+sim: ## SEEDS simulated histories of object pools, or the one of SEED in full
+	$(call title,simulation)
+	@cargo build --locked --profile sim -p volmux-sim
+	@$(SIM) $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+.PHONY: check-sim
+check-sim:
+	$(call title,simulation)
+	@cargo build --locked --profile sim -p volmux-sim
+	@$(SIM) --seeds 10000
 
 .PHONY: test-all
 test-all: $(SERVERS) ## all tests, documentation examples included
