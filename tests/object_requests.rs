@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -361,12 +361,53 @@ async fn random_writes_are_put_once_and_little_else() {
 }
 
 #[tokio::test]
-async fn deleting_a_volume_is_one_put_whatever_it_holds() {
+async fn deleting_a_volume_costs_the_same_whatever_it_holds() {
     let lab = Lab::new();
     written(&lab).await;
     let pool = lab.writing_pool().await;
     let volume = name("v");
     let (_, asked) = lab.asked(pool.delete_volume(&volume)).await;
-    assert!(asked.counts.puts() <= 1, "{}", asked.requests);
-    assert!(asked.counts.requests() <= 5, "{}", asked.requests);
+    // That its writers are to stop, and that it is gone.
+    assert!(asked.counts.puts() <= 2, "{}", asked.requests);
+    assert!(asked.counts.requests() <= 8, "{}", asked.requests);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_vanishes_for_a_minute_costs_a_minute_and_nothing_else() {
+    let lab = Lab::new();
+    let pool = lab.pool().await;
+    let device = make(&*pool, "v", 32 * MIB).await;
+    for part in 0..4 {
+        device
+            .write_at(part * MIB, noise(part, MIB))
+            .await
+            .expect("write");
+    }
+    device.flush().await.expect("flush");
+    let start = Instant::now();
+    lab.server.outage(Duration::from_secs(60));
+    for part in 4..8 {
+        device
+            .write_at(part * MIB, noise(part, MIB))
+            .await
+            .expect("written to memory");
+    }
+    let read = device.read_at(5 * MIB, MIB as usize).await.expect("read");
+    assert_eq!(read, noise(5, MIB));
+    device.flush().await.expect("flush once the store is back");
+    assert!(start.elapsed() >= Duration::from_secs(59), "it was gone");
+    for part in 8..12 {
+        device
+            .write_at(part * MIB, noise(part, MIB))
+            .await
+            .expect("write");
+    }
+    device.flush().await.expect("flush");
+    drop(device);
+    lab.settle().await;
+    let device = open(&*lab.pool().await, "v").await;
+    for part in 0..12 {
+        let read = device.read_at(part * MIB, MIB as usize).await;
+        assert_eq!(read.expect("read"), noise(part, MIB), "part {part}");
+    }
 }
