@@ -214,14 +214,27 @@ fn an_encrypted_pool_opens_with_its_key_only() {
         ErrorKind::InvalidConfig,
         "chmod 600",
     );
-    let other = format!("{}&compression=zstd", with(&right));
-    assert_error(on(open(&other)), ErrorKind::InvalidConfig, "compression");
     assert_eq!(Tree::of(dir.path()), before);
     let content = on(async {
         let pool = open(&with(&right)).await.expect("the right key");
         read_all(pool.as_ref(), &n("a")).await
     });
     assert_eq!(content[..data.len()], data);
+}
+
+#[test]
+fn a_key_is_not_taken_for_a_pool_that_is_not_encrypted() {
+    let (dir, keys) = (tempfile::tempdir(), tempfile::tempdir());
+    let (dir, keys) = (dir.expect("a directory"), keys.expect("a directory"));
+    on(async {
+        let pool = open(&directory(&dir)).await.expect("an empty directory");
+        create(pool.as_ref(), "a").await.expect("created");
+    });
+    let key = key_file(keys.path(), 'a', 0o600);
+    let url = format!("{}?key_file={}", directory(&dir), key.display());
+    assert_error(on(open(&url)), ErrorKind::InvalidConfig, "not encrypted");
+    let url = format!("{url}&encryption=aes-256-gcm");
+    assert_error(on(open(&url)), ErrorKind::InvalidConfig, "no encryption");
 }
 
 #[test]
