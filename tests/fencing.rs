@@ -110,16 +110,27 @@ fn writers_in_other_processes_are_fenced_and_lose_nothing_that_was_flushed() {
 async fn check(url: &str, flushed: &[u64]) {
     let pool = volmux::registry().open(url).await.expect("the pool opens");
     let name = checked_name("shared");
-    let device = pool.open_volume(&name, OpenOptions::read_only()).await.expect("open");
+    let device = pool
+        .open_volume(&name, OpenOptions::read_only())
+        .await
+        .expect("open");
     for (writer, last) in flushed.iter().enumerate() {
         let writer = writer as u64;
         for number in last.saturating_sub(BLOCKS - 2)..=*last {
             let block = writer * BLOCKS + number % BLOCKS;
-            let read = device.read_at(block * BLOCK, BLOCK as usize).await.expect("read");
+            let read = device
+                .read_at(block * BLOCK, BLOCK as usize)
+                .await
+                .expect("read");
             // The write that was under way at the end may be there as well.
             let next = number + BLOCKS;
-            let right = [number, next].iter().any(|n| read == pattern(writer << 32 | n, BLOCK as usize));
-            assert!(right, "writer {writer}: block {number} of {last} is not there");
+            let right = [number, next]
+                .iter()
+                .any(|n| read == pattern(writer << 32 | n, BLOCK as usize));
+            assert!(
+                right,
+                "writer {writer}: block {number} of {last} is not there"
+            );
         }
     }
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use volmux::{Collected, 
-    AuditReport, ByteSize, Capabilities, FindingKind, Origin, Pool, Pressure, Provisioning,
-    ThinPolicy, Usage, Volume, VolumeId,
+use volmux::{
+    AuditReport, ByteSize, Capabilities, Collected, FindingKind, Origin, Pool, Pressure,
+    Provisioning, ThinPolicy, Usage, Volume, VolumeId,
 };
 
 /// The last second that RFC 3339 can write.

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use volmux::{Collected, AuditReport, ByteSize, Pool, Pressure, Usage, Volume};
+use volmux::{AuditReport, ByteSize, Collected, Pool, Pressure, Usage, Volume};
 
 use super::rfc3339;
 
@@ -182,7 +182,10 @@ pub fn audit_text(report: &AuditReport, would_repair: bool) -> String {
 
 /// What a collection of garbage gave back.
 pub fn collected_text(collected: &Collected) -> String {
-    format!("{} freed, {} objects removed", collected.freed, collected.objects)
+    format!(
+        "{} freed, {} objects removed",
+        collected.freed, collected.objects
+    )
 }
 
 /// Whether a repair does something about such a finding.

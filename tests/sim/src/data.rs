@@ -391,7 +391,9 @@ pub async fn duel(sim: Rc<Sim>, hosts: [usize; 2], key: Key) -> Step {
         let before = vol.writer.take();
         vol.unclosed = true;
         let group = vol.history.begin_writer(now);
-        before.map(|id| model.drop_handle(id));
+        if let Some(id) = before {
+            model.drop_handle(id);
+        }
         let vol = model.vol(key);
         (volume_name(&vol.name), vol.size, group)
     };

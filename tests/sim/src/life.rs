@@ -24,7 +24,7 @@ const VOLUMES: usize = 10;
 pub async fn start_host(sim: &Rc<Sim>, number: usize) -> Step<bool> {
     for _ in 0..20 {
         let store = HostStore::new(sim.store.clone());
-        let seed = sim.rng.borrow_mut().next();
+        let seed = sim.rng.borrow_mut().next_u64();
         let open = sim.world.open(store.clone(), seed);
         if let Ended::Done(pool) = sim
             .call("start", &format!("host {number}"), &[], open)

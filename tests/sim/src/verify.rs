@@ -118,20 +118,21 @@ pub async fn verify(sim: &Rc<Sim>, host: usize, key: Key) -> Step<bool> {
     let Some(content) = gather(sim, &device, &[&history], size, false).await? else {
         return Ok(false);
     };
-    let mut model = sim.model.borrow_mut();
-    let vol = model.vol(key);
-    let verdict = judge(&vol.history, &content, View::reader(asked))
-        .map_err(|wrong| Failure(format!("{subject}: {wrong}")))?;
-    // Else a writer may have gone on while this was read.
-    if quiet && vol.writer.is_none() {
-        let sound = vol.history.conclude(&verdict);
-        sound.map_err(|wrong| Failure(format!("{subject}: {wrong}")))?;
-        if vol.is_snapshot() {
-            vol.history.settle(&verdict, size, true);
-            vol.settled += 1;
+    {
+        let mut model = sim.model.borrow_mut();
+        let vol = model.vol(key);
+        let verdict = judge(&vol.history, &content, View::reader(asked))
+            .map_err(|wrong| Failure(format!("{subject}: {wrong}")))?;
+        // Else a writer may have gone on while this was read.
+        if quiet && vol.writer.is_none() {
+            let sound = vol.history.conclude(&verdict);
+            sound.map_err(|wrong| Failure(format!("{subject}: {wrong}")))?;
+            if vol.is_snapshot() {
+                vol.history.settle(&verdict, size, true);
+                vol.settled += 1;
+            }
         }
     }
-    drop(model);
     extents(sim, &*pool, key, &content).await
 }
 

@@ -91,7 +91,7 @@ impl HostStore {
                 }
             }
         })
-        .flat_map(|page| stream::iter::<Vec<Result<ObjectMeta>>>(page))
+        .flat_map(stream::iter::<Vec<Result<ObjectMeta>>>)
         .boxed()
     }
 }

@@ -69,7 +69,12 @@ impl ObjectWorld {
         let object = *rng.pick(&[16 << 10, 64 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20]);
         let mut config = ObjectConfig {
             object_size: Some(ByteSize::new(object)),
-            cache: Some(ByteSize::new(*rng.pick(&[16 << 10, 64 << 10, 1 << 20, 32 << 20]))),
+            cache: Some(ByteSize::new(*rng.pick(&[
+                16 << 10,
+                64 << 10,
+                1 << 20,
+                32 << 20,
+            ]))),
             ..ObjectConfig::new(Location::Memory)
         };
         if rng.chance(300) {

@@ -39,7 +39,10 @@ async fn main() {
     let [_, url, volume, writer, blocks] = &args[..] else {
         panic!("usage: object-writer URL VOLUME WRITER BLOCKS");
     };
-    let (writer, blocks) = (writer.parse().expect("a number"), blocks.parse().expect("a number"));
+    let (writer, blocks) = (
+        writer.parse().expect("a number"),
+        blocks.parse().expect("a number"),
+    );
     let pool = volmux::registry().open(url).await.expect("the pool opens");
     match write(&*pool, volume, writer, blocks).await {
         Err(error) if error.kind() == ErrorKind::Fenced => say("fenced"),
