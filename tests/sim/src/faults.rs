@@ -79,7 +79,7 @@ impl Faults {
         faults.page = *rng.pick(&[1, 2, 3, 10, 1000, 1000]);
         faults.orphan = *rng.pick(&[0, 300, 700, 1000]);
         faults.orphaned = *rng.pick(&[1, 50, 1_000, 20_000, 3_600_000]);
-        faults.latency = *rng.pick(&[(0, 0), (1, 3), (1, 30), (10, 200), (0, 2_000)]);
+        faults.latency = *rng.pick(&[(0, 0), (1, 3), (1, 30), (10, 200), (0, 400)]);
         if rng.chance(300) {
             return faults;
         }
