@@ -82,7 +82,8 @@ fn writers_in_other_processes_are_fenced_and_lose_nothing_that_was_flushed() {
     runtime.block_on(async {
         let pool = volmux::registry().open(&url).await.expect("the pool opens");
         let size = ByteSize::new(WRITERS * BLOCKS * BLOCK);
-        let made = pool.create_volume(&checked_name("shared"), CreateOptions::thin(size));
+        let name = checked_name("shared");
+        let made = pool.create_volume(&name, CreateOptions::thin(size));
         made.await.expect("create");
     });
 

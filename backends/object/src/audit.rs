@@ -91,8 +91,15 @@ impl Ready {
         // What was overwritten is garbage once no tail names it.
         for (_, of) in self.uses.all() {
             if let Some(engine) = of.engine().filter(|e| e.is_writer() && !e.is_ending()) {
-                engine.checkpoint().await?;
-                engine.commit(op).await?;
+                let committed = async {
+                    engine.checkpoint().await?;
+                    engine.commit(op).await
+                };
+                match committed.await {
+                    // Somebody else writes that volume by now, and makes its checkpoints.
+                    Err(error) if error.kind() == ErrorKind::Fenced => {}
+                    other => other?,
+                }
             }
         }
         let survey = Collector::new(op, &self.shared, &self.catalog)

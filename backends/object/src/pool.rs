@@ -138,14 +138,15 @@ impl ObjectPool {
             .get_or_try_init(|| async {
                 tracing::debug!(pool = %self, id = %format.id, "the pool is there");
                 let seal = format.seal;
+                let settings = Settings::new(&self.config, &seal);
                 let shared = Shared {
                     disk: self.disk_cache(&seal).await,
                     store: self.store.clone(),
                     seal: seal.clone(),
                     table: ObjectTable::new(),
-                    cache: Cache::new(self.config.cache_bytes())?,
+                    cache: Cache::new(settings.cache)?,
                     ids: self.ids.clone(),
-                    settings: Settings::new(&self.config, &seal),
+                    settings,
                 };
                 let ready = Arc::new(Ready {
                     shared: Arc::new(shared),

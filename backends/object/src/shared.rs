@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) object_blocks: usize,
     /// Bytes that a volume may hold in memory before they are in the store.
     pub(crate) pending: usize,
+    /// Bytes of blocks and pages in memory.
+    pub(crate) cache: u64,
     /// Changes in memory, in map entries, that make a checkpoint due.
     pub(crate) overlay: usize,
     /// Objects in the tail that make a checkpoint due.
@@ -38,11 +40,17 @@ impl Settings {
     pub(crate) fn new(config: &ObjectConfig, seal: &Seal) -> Self {
         let object = config.object_bytes() as usize;
         let budget = config.cache_bytes() as usize;
+        // Two objects at least: one fills while one is put.
+        let pending = (budget / 8).clamp(2 * object, 8 * object);
+        // Each takes some 22 bytes, and there are twice as many while a checkpoint is made.
+        let overlay = budget / 1024;
+        let rest = budget.saturating_sub(pending + object + 2 * 22 * overlay);
         Settings {
             object_blocks: (object / seal.stride()).max(1),
-            // A quarter of the budget, but two objects at least: one fills while one is put.
-            pending: (budget / 4).clamp(2 * object, 8 * object),
-            overlay: budget / 1024,
+            pending,
+            // A cache that is too small to hold what is being looked at would only cost.
+            cache: rest.max(budget / 4) as u64,
+            overlay,
             tail: 256,
         }
     }
