@@ -117,10 +117,10 @@ fn content(number: u64) -> Vec<u8> {
 async fn walk(url: &str, extents: u64) -> Result<()> {
     let pool = ours::open(url).await?;
     let name = VolumeName::new(ours::VOLUME)?;
+    let before = rss_bytes()?;
     let start = Instant::now();
     let device = pool.open_volume(&name, OpenOptions::read_only()).await?;
     let opened = start.elapsed();
-    let before = rss_bytes()?;
     let found = device.extents(ByteRange::new(0, TIB)).await?;
     let found = found
         .try_fold(0_u64, |n, _| async move { Ok(n + 1) })
