@@ -177,24 +177,33 @@ impl Engine {
                 let mut state = self.lock();
                 role.check(op)?;
                 if self.has_room(role, &state) {
-                    self.make_room(op, &mut state)?;
-                    let state = &mut *state;
-                    let Some(writer) = &mut state.writer else {
-                        return Ok(());
-                    };
-                    if let Some(journal) = role.journal() {
-                        let range = ByteRange::new(start * BLOCK, blocks * BLOCK);
-                        writer.journal = journal.append(Op::Zero { range })?;
-                    }
-                    let building = writer.building(&self.shared)?;
-                    building.push_hole(start, blocks);
-                    state.active.insert(start, blocks, None);
-                    writer.change += 1;
-                    return Ok(());
+                    return self.punch_now(op, &mut state, role, start, blocks);
                 }
             }
             self.room(op, role).await?;
         }
+    }
+
+    fn punch_now(
+        &self,
+        op: &'static str,
+        state: &mut State,
+        role: &Role,
+        start: u64,
+        blocks: u64,
+    ) -> Result<()> {
+        self.make_room(op, state)?;
+        let Some(writer) = &mut state.writer else {
+            return Ok(());
+        };
+        if let Some(journal) = role.journal() {
+            let range = ByteRange::new(start * BLOCK, blocks * BLOCK);
+            writer.journal = journal.append(Op::Zero { range })?;
+        }
+        writer.building(&self.shared)?.push_hole(start, blocks);
+        state.active.insert(start, blocks, None);
+        writer.change += 1;
+        Ok(())
     }
 
     /// Changes a part of one block. What the rest of it holds may have to be read first; then the
@@ -262,8 +271,12 @@ impl Engine {
             return Ok(Next::Done);
         };
         let mut content = match place {
-            // Zeros over a hole leave it one.
-            None if data.iter().all(|byte| *byte == 0) => return Ok(Next::Done),
+            // Zeros over a hole leave it one. It is a change all the same: whoever was superseded
+            // has to find that out when it flushes.
+            None if data.iter().all(|byte| *byte == 0) => {
+                self.punch_now(op, state, role, block, 1)?;
+                return Ok(Next::Done);
+            }
             None => vec![0; CONTENT],
             Some(place) => match (writer.block(place), read) {
                 (Some(content), _) => content.to_vec(),
