@@ -108,10 +108,13 @@ impl<'a> Pass<'a> {
     async fn take(&mut self, manifest: Manifest, live: bool) -> Result<()> {
         let writes = manifest.phase == Phase::Open && manifest.owner.life() != Life::Dead;
         let counts = live || writes;
+        // A writer that is dead may have sent a manifest that has not arrived yet; only the next
+        // one's claim makes sure that it never counts. In a log that no volume has it never does.
+        let in_flight = manifest.phase == Phase::Open && counts;
         let log = Log {
             number: manifest.number,
             epoch: manifest.epoch,
-            in_flight: writes.then_some(manifest.in_flight),
+            in_flight: in_flight.then_some(manifest.in_flight),
             counts,
         };
         self.logs.insert(manifest.log, log);
