@@ -14,6 +14,9 @@ use crate::engine::Engine;
 use crate::pool::Ready;
 use crate::uses::Hold;
 
+/// How often a reader looks again for what it did not find.
+const RETRIES: u32 = 3;
+
 /// An open volume of an object pool.
 #[derive(Debug)]
 pub(crate) struct ObjectDevice {
@@ -76,6 +79,17 @@ impl ObjectDevice {
         self.ready.readable(op, &entry, of).await
     }
 
+    /// Why something failed: for a writer that was superseded, what it knows of may be collected.
+    async fn explained(&self, op: &'static str, engine: &Engine, error: Error) -> Error {
+        let damaged = error.kind() == ErrorKind::Corrupt && engine.is_writer();
+        if damaged && matches!(engine.is_current(op).await, Ok(false)) {
+            return self
+                .error(ErrorKind::Fenced, op)
+                .reason("another writer took the volume over");
+        }
+        error
+    }
+
     /// The engine to write to.
     fn writing(&self, op: &'static str) -> Result<&Engine> {
         self.engine.as_deref().ok_or_else(|| {
@@ -117,19 +131,29 @@ impl BlockDevice for ObjectDevice {
         if length == 0 {
             return Ok(Bytes::new());
         }
-        let engine = self.reading(op).await?;
-        engine
-            .read(op, range)
-            .await
-            .map_err(|error| self.named(error))
+        let mut tries = 0;
+        loop {
+            let engine = self.reading(op).await?;
+            let error = match engine.read(op, range).await {
+                Ok(data) => return Ok(data),
+                Err(error) => self.explained(op, &engine, error).await,
+            };
+            // What a reader was about to read may just have been replaced, and collected.
+            tries += 1;
+            if error.kind() != ErrorKind::Corrupt || self.engine.is_some() || tries > RETRIES {
+                return Err(self.named(error));
+            }
+        }
     }
 
     async fn write_at(&self, offset: u64, data: Bytes) -> Result<()> {
         let op = "write_at";
         self.check(ByteRange::new(offset, data.len() as u64), op)?;
         let engine = self.writing(op)?;
-        let written = engine.write(op, offset, &data).await;
-        written.map_err(|error| self.named(error))
+        match engine.write(op, offset, &data).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.named(self.explained(op, engine, error).await)),
+        }
     }
 
     async fn flush(&self) -> Result<()> {
@@ -161,7 +185,9 @@ impl ObjectDevice {
     async fn zero(&self, op: &'static str, range: ByteRange) -> Result<()> {
         self.check(range, op)?;
         let engine = self.writing(op)?;
-        let zeroed = engine.zero(op, range, self.hold.of.size()).await;
-        zeroed.map_err(|error| self.named(error))
+        match engine.zero(op, range, self.hold.of.size()).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.named(self.explained(op, engine, error).await)),
+        }
     }
 }
