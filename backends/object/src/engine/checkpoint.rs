@@ -8,8 +8,8 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use volmux_core::{Error, ErrorKind, Result};
 
-use super::Engine;
 use super::state::Frozen;
+use super::{Engine, Role};
 use crate::envelope::Kind;
 use crate::keys::ObjectKey;
 use crate::map::{self, Overlay, PageSink};
@@ -59,6 +59,8 @@ impl Engine {
             Ok(root)
         };
         let result = result.await;
+        // Writers may have waited for it, whatever has come of it.
+        let _told = Told(role);
         let mut state = self.lock();
         if let Some(writer) = &mut state.writer {
             writer.pages_from = None;
@@ -134,6 +136,15 @@ impl Engine {
             epoch: writer.epoch,
             seq,
         })
+    }
+}
+
+/// Tells those who wait for room, when it is dropped.
+struct Told<'a>(&'a Role);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.stored.notify_waiters();
     }
 }
 

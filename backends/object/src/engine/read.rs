@@ -254,12 +254,17 @@ impl Engine {
         let done = async {
             while let Some((group, slots)) = gets.try_next().await? {
                 for (block, place) in &wanted[group.blocks] {
-                    slots.open(self, op, place.index, &mut content)?;
+                    let whole = out.whole(*block);
+                    let partly = whole.is_none();
+                    let target = whole.unwrap_or(&mut content);
+                    slots.open(self, op, place.index, target)?;
                     if keep {
                         let number = place.object.number();
-                        self.shared.cache.put_blocks(number, place.index, &content);
+                        self.shared.cache.put_blocks(number, place.index, target);
                     }
-                    out.put(*block, &content);
+                    if partly {
+                        out.put(*block, &content);
+                    }
                 }
             }
             Ok(())
@@ -417,6 +422,12 @@ struct Out<'a> {
 }
 
 impl Out<'_> {
+    /// Where a block goes of which all is wanted.
+    fn whole(&mut self, block: u64) -> Option<&mut [u8]> {
+        let at = (block * BLOCK).checked_sub(self.range.offset)? as usize;
+        self.bytes.get_mut(at..at + CONTENT)
+    }
+
     /// The part of a block that is wanted.
     fn put(&mut self, block: u64, content: &[u8]) {
         let start = block * BLOCK;

@@ -292,9 +292,14 @@ impl Engine {
 
     /// Whether more may be taken into memory, and into the journal.
     fn has_room(&self, role: &Role, state: &State) -> bool {
+        let settings = &self.shared.settings;
         let held = state.writer.as_ref().map_or(0, Writer::held);
         let journal = role.journal();
-        held < self.shared.settings.pending
+        // Only as long as the checkpoint that is being made does not lag behind.
+        let lags = state.frozen.is_some()
+            && (state.active.len() >= settings.overlay || state.tail.len() >= 2 * settings.tail);
+        held < settings.pending
+            && !lags
             && journal.is_none_or(|journal| journal.has_room(STEP * CONTENT))
     }
 
