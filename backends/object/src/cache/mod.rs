@@ -1,7 +1,7 @@
 //! What was read from the store and verified, in memory, within a budget of bytes.
 //!
 //! Everything in it is immutable for ever, so nothing is ever invalidated; what no volume refers
-//! to any more can be forgotten early. Why it is made as it is: docs/decisions/0011-object-cache.md.
+//! to any more can be forgotten early. Why it is made as it is: docs/decisions/0010-object-cache.md.
 
 mod disk;
 mod flights;
