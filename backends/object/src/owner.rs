@@ -82,6 +82,18 @@ impl Owner {
         }
     }
 
+    /// Whether it is, or was, a writer of this process.
+    pub(crate) fn is_here(&self) -> bool {
+        self.is_in_process_of(&Owner::here(self.instance))
+    }
+
+    fn is_in_process_of(&self, other: &Owner) -> bool {
+        self.pid == other.pid
+            && self.started == other.started
+            && self.pid_namespace == other.pid_namespace
+            && self.boot == other.boot
+    }
+
     /// Whether it may still write, as far as can be told from here.
     pub(crate) fn life(&self) -> Life {
         let here = Owner::here(self.instance);
@@ -91,7 +103,7 @@ impl Owner {
         if self.pid_namespace != here.pid_namespace {
             return Life::Elsewhere;
         }
-        if self.pid == here.pid && self.started == here.started {
+        if self.is_in_process_of(&here) {
             living(|all| all.get(&self.instance).copied().unwrap_or(Life::Dead))
         } else if started(&self.pid.to_string()) == Some(self.started) {
             Life::Lives

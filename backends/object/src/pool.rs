@@ -315,7 +315,21 @@ impl Ready {
     pub(crate) async fn usage(&self, op: &'static str) -> Result<Usage> {
         self.catalog.refresh(op).await?;
         let provisioned = self.catalog.read(|state| state.provisioned());
-        self.space.usage(op, &self.shared.store, provisioned).await
+        self.used(op, provisioned).await
+    }
+
+    /// How full the store is, with what this pool object is about to put.
+    async fn used(&self, op: &'static str, provisioned: u128) -> Result<Usage> {
+        // Before the store is asked: what is put meanwhile may count twice, but never not at all.
+        let engines = self.uses.all().into_iter().filter_map(|(_, of)| of.engine());
+        let pending: usize = engines.map(|engine| engine.pending()).sum();
+        let usage = self.space.usage(op, &self.shared.store, provisioned).await?;
+        let pending = (pending as u64).min(usage.free.bytes());
+        Ok(Usage {
+            used: ByteSize::new(usage.used.bytes() + pending),
+            free: ByteSize::new(usage.free.bytes() - pending),
+            ..usage
+        })
     }
 
     /// Fails where the pool may not grow by so much.
@@ -331,7 +345,7 @@ impl Ready {
         };
         let sum = self.catalog.read(|state| state.provisioned());
         let usage = match self.space.is_limited() {
-            true => self.space.usage(op, &self.shared.store, sum).await?,
+            true => self.used(op, sum).await?,
             // Nothing can be full, and counting costs requests.
             false => Space::unlimited(sum),
         };

@@ -18,7 +18,7 @@ use crate::data::{HEADER_GUESS, Header, LAST_BLOCK};
 use crate::envelope::Kind;
 use crate::journal::{Op, Replay};
 use crate::keys::{LogId, ObjectKey};
-use crate::manifest::Phase;
+use crate::manifest::{Manifest, Phase};
 use crate::map::{ObjectInfo, Place};
 use crate::owner::Living;
 use crate::seal::Seal;
@@ -37,6 +37,29 @@ pub(crate) struct Following {
     pub(crate) log: LogId,
     /// The manifest that it knows; 0 for none.
     pub(crate) number: u64,
+    /// Whether the store is asked before each read: a writer of this process has the volume open,
+    /// and who flushes and then reads in one process expects to see it.
+    pub(crate) closely: bool,
+}
+
+impl Following {
+    /// From a manifest on.
+    pub(crate) fn of(newest: &Manifest) -> Self {
+        Following {
+            log: newest.log,
+            number: newest.number,
+            closely: newest.phase == Phase::Open && newest.owner.is_here(),
+        }
+    }
+
+    /// Of a log that has no manifest yet.
+    pub(crate) fn nothing(log: LogId) -> Self {
+        Following {
+            log,
+            number: 0,
+            closely: false,
+        }
+    }
 }
 
 impl Engine {
@@ -93,7 +116,7 @@ impl Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
-            following: AsyncMutex::new(Some(Following { log, number: 0 })),
+            following: AsyncMutex::new(Some(Following::nothing(log))),
             role: Some(role),
         });
         let committing = engine.clone();
@@ -143,6 +166,12 @@ impl Engine {
         self.following.lock().await.map(|known| known.log)
     }
 
+    /// See [`Following::closely`].
+    pub(crate) async fn follows_closely(&self) -> bool {
+        let following = self.following.lock().await;
+        following.as_ref().is_some_and(|known| known.closely)
+    }
+
     /// Catches up with what others committed. `false` where the log was retired: the volume is
     /// gone, or goes on in another one.
     pub(crate) async fn follow(&self, op: &'static str) -> Result<bool> {
@@ -158,7 +187,7 @@ impl Engine {
             return Ok(true);
         };
         let state = replayed(op, &self.shared, &newest.tip).await?;
-        known.number = newest.number;
+        *known = Following::of(&newest);
         *self.lock() = state;
         Ok(newest.phase != Phase::Retired)
     }

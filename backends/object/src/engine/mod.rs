@@ -22,7 +22,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
 use volmux_core::{Error, ErrorKind, Result};
 
 use self::commit::{Committed, Progress};
-use self::state::State;
+use self::state::{State, Writer};
 use crate::journal::Journal;
 use crate::keys::LogId;
 use crate::owner::Living;
@@ -111,6 +111,11 @@ impl Engine {
     /// Whether it was made for writing.
     pub(crate) fn is_writer(&self) -> bool {
         self.role.is_some()
+    }
+
+    /// Bytes that were written and are not in the store yet.
+    pub(crate) fn pending(&self) -> usize {
+        self.lock().writer.as_ref().map_or(0, Writer::held)
     }
 
     /// Whether it was asked to end, or can't go on.
