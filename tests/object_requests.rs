@@ -191,6 +191,26 @@ async fn a_reader_asks_the_store_no_more_than_a_writer() {
 }
 
 #[tokio::test]
+async fn who_reads_in_sequence_finds_what_was_read_ahead() {
+    let lab = Lab::new();
+    written(&lab).await;
+    let pool = lab.pool().await;
+    let device = open(&*pool, "v").await;
+    let sequence = async {
+        for block in 0..16 * MIB / BLOCK {
+            device.read_at(block * BLOCK, BLOCK as usize).await?;
+        }
+        Ok(())
+    };
+    let ((), asked) = lab.asked(sequence).await;
+    // The first few one by one, then more and more at once.
+    assert!(asked.counts.get <= 24, "{}", asked.requests);
+    // No more than the last window is read in vain.
+    let most = (16 + 4) * MIB * 4100 / 4096 + MIB;
+    assert!(asked.counts.bytes_out <= most, "{}", asked.requests);
+}
+
+#[tokio::test]
 async fn readers_of_one_cold_block_share_its_get() {
     let lab = Lab::new();
     written(&lab).await;

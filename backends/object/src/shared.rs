@@ -10,7 +10,7 @@ use volmux_core::{ErrorKind, Result};
 use crate::cache::{Cache, DiskCache};
 use crate::codec::Malformed;
 use crate::config::ObjectConfig;
-use crate::engine::page_name;
+use crate::engine::{self, page_name};
 use crate::envelope::Kind;
 use crate::ids::Ids;
 use crate::keys::{self, LogId, Named};
@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) pending: usize,
     /// Bytes of blocks and pages in memory.
     pub(crate) cache: u64,
+    /// Bytes that are read ahead of a sequential reader at most.
+    pub(crate) ahead: u64,
     /// Changes in memory, in map entries, that make a checkpoint due.
     pub(crate) overlay: usize,
     /// Objects in the tail that make a checkpoint due.
@@ -44,12 +46,15 @@ impl Settings {
         let pending = (budget / 8).clamp(2 * object, 8 * object);
         // Each takes some 22 bytes, and there are twice as many while a checkpoint is made.
         let overlay = budget / 1024;
-        let rest = budget.saturating_sub(pending + object + 2 * 22 * overlay);
+        let rest = budget.saturating_sub(
+            pending + object + 2 * 22 * overlay + engine::IN_FLIGHT,
+        );
         Settings {
             object_blocks: (object / seal.stride()).max(1),
             pending,
             // A cache that is too small to hold what is being looked at would only cost.
             cache: rest.max(budget / 4) as u64,
+            ahead: engine::MOST_AHEAD.min(rest as u64 / 16),
             overlay,
             tail: 256,
         }

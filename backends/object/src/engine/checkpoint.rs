@@ -13,6 +13,7 @@ use super::{Engine, Role};
 use crate::envelope::Kind;
 use crate::keys::ObjectKey;
 use crate::map::{self, Overlay, PageSink};
+use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::tip::{PagePtr, Root};
 
@@ -22,7 +23,10 @@ const OP: &str = "checkpoint";
 const OBJECT: usize = 4 << 20;
 
 /// Objects of pages that are uploaded at once.
-const PUTS: usize = 4;
+const PUTS: usize = 2;
+
+/// Bytes of memory in pages that are on their way, and in those that are being gathered.
+pub(crate) const IN_FLIGHT: usize = (PUTS + 1) * OBJECT;
 
 impl Engine {
     /// Begins a checkpoint if one is due and none is being made.
@@ -164,9 +168,15 @@ pub(crate) fn page_name(object: &ObjectKey, offset: u32) -> String {
 #[async_trait]
 impl PageSink for Pages<'_> {
     async fn place(&mut self, body: Vec<u8>) -> Result<PagePtr> {
+        let fits = |bytes: &Vec<u8>| bytes.len() + Seal::HEAD + body.len() <= bytes.capacity();
         let (object, mut bytes) = match self.object.take() {
-            Some(object) => object,
-            None => (self.engine.page_key()?, Vec::new()),
+            Some((object, bytes)) if fits(&bytes) => (object, bytes),
+            full => {
+                if let Some((object, bytes)) = full {
+                    self.put(object, bytes).await?;
+                }
+                (self.engine.page_key()?, Vec::with_capacity(OBJECT))
+            }
         };
         let name = page_name(&object, bytes.len() as u32);
         let envelope = self.engine.shared.wrap(OP, Kind::MapPage, &name, &body)?;
@@ -176,11 +186,7 @@ impl PageSink for Pages<'_> {
             length: envelope.len() as u32,
         };
         bytes.extend_from_slice(&envelope);
-        if bytes.len() < OBJECT {
-            self.object = Some((object, bytes));
-        } else {
-            self.put(object, bytes).await?;
-        }
+        self.object = Some((object, bytes));
         Ok(at)
     }
 }

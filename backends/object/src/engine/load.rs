@@ -9,6 +9,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
 use tokio::task::spawn_blocking;
 use volmux_core::{Error, ErrorKind, Result};
 
+use super::ahead::Ahead;
 use super::commit::{Committed, Progress};
 use super::state::{State, Writer};
 use super::upload::UPLOADS;
@@ -75,6 +76,7 @@ impl Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
+            ahead: Ahead::default(),
             following: AsyncMutex::new(following),
             role: None,
         }))
@@ -116,6 +118,7 @@ impl Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
+            ahead: Ahead::default(),
             following: AsyncMutex::new(Some(Following::nothing(log))),
             role: Some(role),
         });

@@ -5,6 +5,7 @@
 //! ([`commit`]). Once in a while the changes since the last checkpoint become pages of the map
 //! ([`checkpoint`]). Reads ask these places in the opposite order ([`read`]).
 
+mod ahead;
 mod building;
 mod checkpoint;
 mod commit;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
 use volmux_core::{Error, ErrorKind, Result};
 
+use self::ahead::Ahead;
 use self::commit::{Committed, Progress};
 use self::state::{State, Writer};
 use crate::journal::Journal;
@@ -30,7 +32,8 @@ use crate::seal::Damage;
 use crate::shared::Shared;
 use crate::tip::Tip;
 
-pub(crate) use self::checkpoint::page_name;
+pub(crate) use self::ahead::MOST as MOST_AHEAD;
+pub(crate) use self::checkpoint::{IN_FLIGHT, page_name};
 pub(crate) use self::load::Following;
 
 /// One open volume. All handles of one pool object that have it open share it.
@@ -39,6 +42,7 @@ pub(crate) struct Engine {
     pub(crate) shared: Arc<Shared>,
     me: Weak<Engine>,
     state: Mutex<State>,
+    ahead: Ahead,
     /// Whose commits a reader follows; a writer once it has ended.
     following: AsyncMutex<Option<Following>>,
     /// Only while the volume is open for writing.

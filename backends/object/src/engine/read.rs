@@ -35,6 +35,10 @@ type Wanted = Vec<(u64, Place)>;
 impl Engine {
     /// Reads a range that lies within the volume.
     pub(crate) async fn read(&self, op: &'static str, range: ByteRange) -> Result<Bytes> {
+        let (_reading, next) = self.ahead.note(range, self.shared.settings.ahead);
+        if let Some(next) = next {
+            self.read_ahead(next).await;
+        }
         if range.offset.is_multiple_of(BLOCK) && range.length == BLOCK {
             return self.read_block(op, range.offset / BLOCK).await;
         }
@@ -58,8 +62,18 @@ impl Engine {
 
     /// Reads a range into `bytes`, which are zeros.
     async fn read_part(&self, op: &'static str, range: ByteRange, bytes: &mut [u8]) -> Result<()> {
-        let blocks = range.offset / BLOCK..range.end().div_ceil(BLOCK);
-        let mut out = Out { range, bytes };
+        let keep = bytes.len() <= CACHED;
+        self.read_out(op, Out { range, bytes, keep }).await
+    }
+
+    /// Reads a range of the store's blocks that are not in the cache into it.
+    pub(super) async fn read_into_cache(&self, op: &'static str, range: ByteRange) -> Result<()> {
+        let (bytes, keep) = (&mut [] as &mut [u8], true);
+        self.read_out(op, Out { range, bytes, keep }).await
+    }
+
+    async fn read_out(&self, op: &'static str, mut out: Out<'_>) -> Result<()> {
+        let blocks = out.range.offset / BLOCK..out.range.end().div_ceil(BLOCK);
         let mut stored: Vec<Run> = Vec::new();
         let (root, unknown) = self.collect(blocks, &mut out, &mut stored);
         for blocks in unknown {
@@ -215,18 +229,15 @@ impl Engine {
         }
         while !again.is_empty() {
             let wanted = std::mem::take(&mut again);
-            let (mut load, mut leads, mut follows) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut load, mut follows) = (Vec::new(), Vec::new());
             for (block, place) in wanted {
                 match self.shared.cache.fetch(place.object.number(), place.index) {
                     Fetch::Found(content) => out.put(block, &content),
                     Fetch::Follow(follow) => follows.push((block, place, follow)),
-                    Fetch::Lead(lead) => {
-                        load.push((block, place));
-                        leads.push(lead);
-                    }
+                    Fetch::Lead(lead) => load.push((block, place, lead)),
                 }
             }
-            self.load(op, load, leads, out).await?;
+            self.load(op, load, out).await?;
             for (block, place, follow) in follows {
                 match follow.wait().await {
                     Some(content) => out.put(block, &content?),
@@ -241,19 +252,22 @@ impl Engine {
     async fn load(
         &self,
         op: &'static str,
-        mut wanted: Wanted,
-        leads: Vec<Lead<BlockKey, Bytes>>,
+        mut load: Vec<(u64, Place, Lead<BlockKey, Bytes>)>,
         out: &mut Out<'_>,
     ) -> Result<()> {
-        let keep = out.bytes.len() <= CACHED;
-        wanted.sort_unstable_by_key(|(_, place)| *place);
+        let keep = out.keep;
+        load.sort_unstable_by_key(|(_, place, _)| *place);
+        let (wanted, mut leads): (Wanted, Vec<_>) = load
+            .into_iter()
+            .map(|(block, place, lead)| ((block, place), Some(lead)))
+            .unzip();
         let mut gets = stream::iter(groups(&wanted))
             .map(|group| self.get_group(op, group))
             .buffer_unordered(GETS);
         let mut content = [0; CONTENT];
         let done = async {
             while let Some((group, slots)) = gets.try_next().await? {
-                for (block, place) in &wanted[group.blocks] {
+                for (block, place) in &wanted[group.blocks.clone()] {
                     let whole = out.whole(*block);
                     let partly = whole.is_none();
                     let target = whole.unwrap_or(&mut content);
@@ -266,15 +280,15 @@ impl Engine {
                         out.put(*block, &content);
                     }
                 }
+                // Whoever follows finds it in the cache, or loads it again.
+                leads[group.blocks].iter_mut().for_each(|lead| drop(lead.take()));
             }
             Ok(())
         };
         let result: Result<()> = done.await;
-        for lead in leads {
-            match &result {
-                Err(error) => lead.fail(error),
-                // Whoever follows finds it in the cache, or loads it again.
-                Ok(()) => drop(lead),
+        if let Err(error) = &result {
+            for lead in leads.into_iter().flatten() {
+                lead.fail(error);
             }
         }
         result
@@ -293,6 +307,7 @@ impl Engine {
         let mut out = Out {
             range: ByteRange::new(range.offset, 0),
             bytes: &mut nowhere,
+            keep: false,
         };
         let mut runs: Vec<Run> = Vec::new();
         let (root, unknown) = self.collect(blocks, &mut out, &mut runs);
@@ -418,7 +433,10 @@ impl Slots {
 /// What a read fills.
 struct Out<'a> {
     range: ByteRange,
+    /// Empty where only the cache is to be filled.
     bytes: &'a mut [u8],
+    /// Whether what comes from the store goes into the cache.
+    keep: bool,
 }
 
 impl Out<'_> {
@@ -430,6 +448,9 @@ impl Out<'_> {
 
     /// The part of a block that is wanted.
     fn put(&mut self, block: u64, content: &[u8]) {
+        if self.bytes.is_empty() {
+            return;
+        }
         let start = block * BLOCK;
         let from = start.max(self.range.offset);
         let to = (start + BLOCK).min(self.range.end());
