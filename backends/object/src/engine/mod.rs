@@ -8,8 +8,10 @@
 mod building;
 mod checkpoint;
 mod commit;
+mod frames;
 mod load;
 mod read;
+mod ready;
 mod state;
 mod upload;
 mod view;
