@@ -213,5 +213,12 @@ fn frames_of_the_first_version_are_read() {
     }
 }
 
-const LZ4: &str = "";
-const ZSTD: &str = "";
+const LZ4: &str = "\
+    10760100ff146f6f6f6f6f6c6c6c6c6c6d6d6d6d6d7575757575787878787821212121210a0a0a0a\
+    0a2800ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffde6078787878\
+    2121\
+    ";
+const ZSTD: &str = "\
+    28b52ffd60001f650100e876767676766f6f6f6f6f6c6d6d6d6d6d757878787878210a0a0a0a0a76\
+    0500d0bf5403c0056c015b56e005\
+    ";
