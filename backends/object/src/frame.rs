@@ -253,4 +253,6 @@ impl Decoder {
 }
 
 #[cfg(test)]
+mod measure;
+#[cfg(test)]
 mod tests;

@@ -150,8 +150,14 @@ pub(crate) async fn device_keeps_overlapping_writes_in_order(ctx: &Ctx<'_>) {
 
 pub(crate) async fn device_gives_discarded_space_back(ctx: &Ctx<'_>) {
     let size = 16 * MIB;
+    let used = async || ctx.pool().usage().await.expect("usage").used.bytes();
+    let empty = used().await;
     ctx.filled("a", size, 1).await;
-    let full = ctx.pool().usage().await.expect("usage").used.bytes();
+    ctx.eventually("what was written takes room", async || {
+        used().await.saturating_sub(empty) > size / 2
+    })
+    .await;
+    let full = used().await;
     let device = ctx.writer("a").await;
     device
         .discard(ByteRange::new(100, size - 200))
@@ -166,8 +172,7 @@ pub(crate) async fn device_gives_discarded_space_back(ctx: &Ctx<'_>) {
         "{left} bytes are still allocated"
     );
     ctx.eventually("discarded space is freed", async || {
-        let used = ctx.pool().usage().await.expect("usage").used.bytes();
-        full.saturating_sub(used) > size / 2
+        full.saturating_sub(used().await) > size / 2
     })
     .await;
 }
