@@ -300,10 +300,19 @@ mod tests {
 
     #[test]
     fn what_travels_without_tls_is_signed() {
-        for private in ["https://s3.example", "http://127.0.0.1:9000", "http://[::1]:1/x"] {
+        for private in [
+            "https://s3.example",
+            "http://127.0.0.1:9000",
+            "http://[::1]:1/x",
+        ] {
             assert!(is_private(private), "{private}");
         }
-        for open in ["http://10.0.0.1:9000", "http://s3.example", "s3.example", ""] {
+        for open in [
+            "http://10.0.0.1:9000",
+            "http://s3.example",
+            "s3.example",
+            "",
+        ] {
             assert!(!is_private(open), "{open}");
         }
     }

@@ -99,7 +99,11 @@ impl Use {
     /// Notes that `engine` was the newest at `then`; `None` if it may not be.
     pub(crate) fn set_fresh(&self, engine: &Arc<Engine>, then: Option<Instant>) {
         let mut holders = self.holders();
-        if holders.engine.as_ref().is_some_and(|e| Arc::ptr_eq(e, engine)) {
+        if holders
+            .engine
+            .as_ref()
+            .is_some_and(|e| Arc::ptr_eq(e, engine))
+        {
             holders.fresh = then;
         }
     }

@@ -6,6 +6,7 @@
 mod disk;
 mod flights;
 mod slots;
+mod tables;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use volmux_core::{Error, ErrorKind, Result};
 pub(crate) use disk::DiskCache;
 pub(crate) use flights::{Flights, Follow, Lead, Turn};
 use slots::{SLOT, Slots};
+pub(crate) use tables::Tables;
 
 use crate::tip::PagePtr;
 

@@ -57,6 +57,10 @@ impl Engine {
             return Ok(());
         };
         let result = async {
+            if self.shared.settings.codec.is_some() {
+                // Pages say of each object whether it is compressed. Before that is not known.
+                self.until_stored(OP, role, frozen.change).await?;
+            }
             let root = self.write_pages(&root, &frozen.overlay).await?;
             // A tree must not be committed before the blocks that it leads to are in the store.
             self.until_stored(OP, role, frozen.change).await?;

@@ -15,8 +15,9 @@ use super::state::{State, Writer};
 use super::upload::UPLOADS;
 use super::{Engine, Requests, Role};
 use crate::claim::Claimed;
-use crate::data::{HEADER_GUESS, Header, LAST_BLOCK};
+use crate::data::{HEADER_GUESS, Header, LAST_BLOCK, strides};
 use crate::envelope::Kind;
+use crate::frame::FrameTable;
 use crate::journal::{Op, Replay};
 use crate::keys::{LogId, ObjectKey};
 use crate::manifest::{Manifest, Phase};
@@ -275,27 +276,57 @@ pub(crate) async fn header(
     if length > start.len() {
         start = beginning(op, shared, &name, (length as u64).min(total)).await?;
     }
-    let envelope = start.get(..length).unwrap_or_default();
-    let body = shared
-        .seal
-        .unwrap(Kind::DataHeader, &name, envelope)
-        .map_err(damaged)?;
-    let header = Header::decode(&body).map_err(|m| shared.malformed(op, &name, m))?;
-    let stride = shared.seal.stride();
-    let strides = length.div_ceil(stride);
-    if (strides as u64 + header.stored()) * stride as u64 != total {
+    let (info, header, table) = decode_header(op, shared, key, &start)?;
+    let stride = shared.seal.stride() as u64;
+    let content = match &table {
+        None => header.stored() * stride,
+        Some(table) => table.total(shared.seal.tail_length()),
+    };
+    if length.div_ceil(stride as usize) as u64 * stride + content != total {
         return Err(shared
             .store
             .error(ErrorKind::Corrupt, op, &name)
             .reason("the object has another length than its header tells")
             .help("run `volmux pool scrub`, then restore what it names from a backup"));
     }
+    if let Some(table) = table {
+        shared.tables.put(*key, Arc::new(table));
+    }
+    Ok((info, header))
+}
+
+/// A data object's header, from the object's beginning; with the table of its frames where it is
+/// compressed.
+pub(super) fn decode_header(
+    op: &'static str,
+    shared: &Shared,
+    key: &ObjectKey,
+    start: &[u8],
+) -> Result<(ObjectInfo, Header, Option<FrameTable>)> {
+    let name = key.to_string();
+    let damaged = |damage| shared.damaged(op, &name, damage);
+    let malformed = |malformed| shared.malformed(op, &name, malformed);
+    let length = Seal::envelope_length(start).map_err(damaged)?;
+    let envelope = start.get(..length).unwrap_or_default();
+    let framed = Seal::looks_like(Kind::FramedHeader, envelope);
+    let kind = match framed {
+        true => Kind::FramedHeader,
+        false => Kind::DataHeader,
+    };
+    let body = shared.seal.unwrap(kind, &name, envelope).map_err(damaged)?;
+    let (header, table) = match framed {
+        true => {
+            let (header, table) = FrameTable::decode(&body).map_err(malformed)?;
+            (header, Some(table))
+        }
+        false => (Header::decode(&body).map_err(malformed)?, None),
+    };
     let info = ObjectInfo {
         key: *key,
-        start: u16::try_from(strides).unwrap_or(u16::MAX),
-        framed: false,
+        start: strides(body.len(), shared.seal.stride()),
+        framed,
     };
-    Ok((info, header))
+    Ok((info, header, table))
 }
 
 async fn beginning(op: &'static str, shared: &Shared, name: &str, length: u64) -> Result<Bytes> {

@@ -7,11 +7,13 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use volmux_core::{Buffer, ByteRange, Error, ErrorKind, Result};
 
 use super::Engine;
+use super::frames::Contents;
 use super::state::ZEROS;
 use crate::cache::{BlockKey, Fetch, Lead};
+use crate::frame::FRAME;
 use crate::map::{self, ObjectId, ObjectInfo, Place, Run};
 use crate::scrub::Verified;
-use crate::seal::CONTENT;
+use crate::seal::{BlockSeal, CONTENT, Damage};
 use crate::tip::{BLOCK, Root};
 
 /// GETs of one read that are under way at once.
@@ -261,7 +263,7 @@ impl Engine {
             .into_iter()
             .map(|(block, place, lead)| ((block, place), Some(lead)))
             .unzip();
-        let mut gets = stream::iter(groups(&wanted))
+        let mut gets = stream::iter(self.groups(&wanted))
             .map(|group| self.get_group(op, group))
             .buffer_unordered(GETS);
         let mut content = [0; CONTENT];
@@ -281,7 +283,9 @@ impl Engine {
                     }
                 }
                 // Whoever follows finds it in the cache, or loads it again.
-                leads[group.blocks].iter_mut().for_each(|lead| drop(lead.take()));
+                leads[group.blocks]
+                    .iter_mut()
+                    .for_each(|lead| drop(lead.take()));
             }
             Ok(())
         };
@@ -323,13 +327,18 @@ impl Engine {
         wanted.sort_unstable_by_key(|(_, place)| *place);
         let mut results = Vec::new();
         let mut content = [0; CONTENT];
-        for group in groups(&wanted) {
+        for group in self.groups(&wanted) {
             let Group {
                 object,
                 indexes,
                 blocks,
             } = group;
-            let slots = match self.stored_blocks(op, object, indexes).await {
+            let info = self.info(op, object)?;
+            let slots = async {
+                self.verify_table(op, &info, object, verified).await?;
+                self.stored_blocks(op, &info, indexes).await
+            };
+            let slots = match slots.await {
                 Ok(slots) => slots,
                 Err(error) => {
                     results.push(Err(error));
@@ -342,6 +351,13 @@ impl Engine {
             );
         }
         Ok(results)
+    }
+
+    fn groups(&self, wanted: &[(u64, Place)]) -> Vec<Group> {
+        let info = |object| self.shared.table.info(object);
+        groups(wanted, |object| {
+            info(object).is_some_and(|info| info.framed)
+        })
     }
 
     async fn get_group(&self, op: &'static str, group: Group) -> Result<(Group, Slots)> {
@@ -358,15 +374,21 @@ impl Engine {
         object: ObjectId,
         blocks: Range<u32>,
     ) -> Result<Slots> {
-        let Some(disk) = &self.shared.disk else {
-            return self.stored_blocks(op, object, blocks).await;
-        };
         let info = self.info(op, object)?;
-        if let Some(bytes) = disk.get(&info.key, blocks.clone()).await {
+        let disk = self.shared.disk.as_ref();
+        if let Some(disk) = disk
+            && let Some(bytes) = disk.get(&info.key, blocks.clone()).await
+        {
             return Ok(self.slots(&info, blocks.start, bytes));
         }
-        let slots = self.stored_blocks(op, object, blocks).await?;
-        disk.put(&info.key, slots.first, slots.bytes.clone());
+        if info.framed {
+            let contents = self.framed_blocks(op, object, &info, blocks).await?;
+            return Ok(Slots::decompressed(&info, contents));
+        }
+        let slots = self.stored_blocks(op, &info, blocks).await?;
+        if let Some(disk) = disk {
+            disk.put(&info.key, slots.first, slots.bytes.clone());
+        }
         Ok(slots)
     }
 
@@ -378,49 +400,69 @@ impl Engine {
     fn slots(&self, info: &ObjectInfo, first: u32, bytes: Bytes) -> Slots {
         Slots {
             name: info.key.to_string(),
-            seal: self.shared.seal.blocks(&info.key),
+            seal: Some(self.shared.seal.blocks(&info.key)),
             first,
             stride: self.shared.seal.stride(),
             bytes,
         }
     }
 
-    /// Some blocks of one object as they are stored.
+    /// Some blocks of one object from the store.
     async fn stored_blocks(
         &self,
         op: &'static str,
-        object: ObjectId,
+        info: &ObjectInfo,
         blocks: Range<u32>,
     ) -> Result<Slots> {
         let shared = &self.shared;
-        let info = self.info(op, object)?;
+        if info.framed {
+            let contents = shared.unframed(op, info, blocks).await?;
+            return Ok(Slots::decompressed(info, contents));
+        }
         let stride = shared.seal.stride() as u64;
         let at = |index: u32| (u64::from(info.start) + u64::from(index)) * stride;
         let name = info.key.to_string();
         let range = at(blocks.start)..at(blocks.end);
         let bytes = shared.store.get_range(op, &name, range).await?;
         let bytes = bytes.ok_or_else(|| shared.missing(op, &name))?;
-        Ok(self.slots(&info, blocks.start, bytes))
+        Ok(self.slots(info, blocks.start, bytes))
     }
 }
 
-/// Blocks of one object as they are stored.
+/// Blocks of one object as they are stored, or decompressed.
 struct Slots {
     name: String,
-    seal: crate::seal::BlockSeal,
+    /// None where they were verified already.
+    seal: Option<BlockSeal>,
     first: u32,
     stride: usize,
     bytes: Bytes,
 }
 
 impl Slots {
+    fn decompressed(info: &ObjectInfo, contents: Contents) -> Slots {
+        Slots {
+            name: info.key.to_string(),
+            seal: None,
+            first: contents.first,
+            stride: CONTENT,
+            bytes: contents.bytes,
+        }
+    }
+
     /// Verifies one block and puts its content into `out`.
     fn open(&self, engine: &Engine, op: &'static str, index: u32, out: &mut [u8]) -> Result<()> {
         let at = (index - self.first) as usize * self.stride;
         let slot = self.bytes.get(at..at + self.stride).unwrap_or_default();
-        self.seal
-            .open(index, slot, out)
-            .map_err(|damage| engine.damaged(op, &self.name, damage).with("block", index))
+        let opened = match &self.seal {
+            Some(seal) => seal.open(index, slot, out),
+            None if slot.len() != out.len() => Err(Damage::TooShort(slot.len())),
+            None => {
+                out.copy_from_slice(slot);
+                Ok(())
+            }
+        };
+        opened.map_err(|damage| engine.damaged(op, &self.name, damage).with("block", index))
     }
 
     fn content(&self, engine: &Engine, op: &'static str, index: u32) -> Result<Bytes> {
@@ -468,14 +510,18 @@ struct Group {
     blocks: Range<usize>,
 }
 
-/// Puts blocks that lie together into groups; they are in the order of their places.
-fn groups(wanted: &[(u64, Place)]) -> Vec<Group> {
+/// Puts blocks that lie together into groups; they are in the order of their places. In objects
+/// that are `framed`, those lie together that are in neighbouring frames.
+fn groups(wanted: &[(u64, Place)], framed: impl Fn(ObjectId) -> bool) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
+    let near = |object: ObjectId, end: u32, index: u32| {
+        index.saturating_sub(end) <= GAP || index / FRAME <= end.div_ceil(FRAME) && framed(object)
+    };
     for (at, (_, place)) in wanted.iter().enumerate() {
         match groups.last_mut() {
             Some(group)
                 if group.object == place.object
-                    && place.index.saturating_sub(group.indexes.end) <= GAP
+                    && near(group.object, group.indexes.end, place.index)
                     && place.index - group.indexes.start < GET_BLOCKS =>
             {
                 group.indexes.end = place.index + 1;
