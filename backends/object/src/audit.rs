@@ -12,9 +12,6 @@ use crate::engine::Engine;
 use crate::gc::Collector;
 use crate::pool::Ready;
 
-/// How often a collection that found something missing is begun again.
-const RETRIES: u32 = 2;
-
 /// Volumes that are looked at together.
 const AT_ONCE: usize = 8;
 
@@ -105,16 +102,7 @@ impl Ready {
                 }
             }
         }
-        let collector = Collector::new(op, &self.shared, &self.catalog);
-        let mut tries = 0;
-        let survey = loop {
-            match collector.collect().await {
-                // What was about to be read may just have been replaced, and collected elsewhere.
-                Err(error) if error.kind() == ErrorKind::Corrupt && tries < RETRIES => tries += 1,
-                other => break other?,
-            }
-        };
-        let freed = survey.freed();
+        let freed = self.collect_all(op).await?;
         Ok(Collected {
             freed: ByteSize::new(freed.bytes),
             objects: freed.objects,

@@ -52,6 +52,7 @@ impl Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
+            fixed: following.is_none().then(|| tip.clone()),
             following: AsyncMutex::new(following),
             role: None,
         }))
@@ -88,11 +89,13 @@ impl Engine {
             replaying: AtomicBool::new(replay.is_some()),
             journal,
             pin: manifest.pin,
+            kept: Mutex::default(),
         };
         let engine = Arc::new_cyclic(|me| Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
+            fixed: None,
             following: AsyncMutex::new(Some(Following { log, number: 0 })),
             role: Some(role),
         });

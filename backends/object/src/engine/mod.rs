@@ -10,6 +10,7 @@ mod checkpoint;
 mod commit;
 mod load;
 mod read;
+mod relocate;
 mod state;
 mod upload;
 mod view;
@@ -30,6 +31,7 @@ use crate::seal::Damage;
 use crate::shared::Shared;
 use crate::tip::Tip;
 
+pub(crate) use self::building::{Building, Sealed};
 pub(crate) use self::checkpoint::page_name;
 pub(crate) use self::load::Following;
 
@@ -41,6 +43,8 @@ pub(crate) struct Engine {
     state: Mutex<State>,
     /// Whose commits a reader follows; a writer once it has ended.
     following: AsyncMutex<Option<Following>>,
+    /// What a reader reads that follows nobody.
+    fixed: Option<Tip>,
     /// Only while the volume is open for writing.
     role: Option<Role>,
 }
@@ -66,6 +70,8 @@ struct Role {
     replaying: AtomicBool,
     /// See `Manifest::pin`.
     pin: Option<Tip>,
+    /// What keeps others from collecting what is in use and not committed.
+    kept: Mutex<Vec<Arc<Living>>>,
 }
 
 /// What is wanted of the committing task.
@@ -125,6 +131,11 @@ impl Engine {
     pub(crate) fn has_ended(&self) -> bool {
         let role = self.role.as_ref();
         role.is_some_and(|role| role.progress.borrow().ended)
+    }
+
+    /// Whether it reads this, and nothing newer.
+    pub(crate) fn is_fixed_to(&self, tip: &Tip) -> bool {
+        self.fixed.as_ref() == Some(tip)
     }
 
     /// The writing side's tools.

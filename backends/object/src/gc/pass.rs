@@ -157,6 +157,16 @@ impl<'a> Pass<'a> {
         log.counts.then_some(log.number)
     }
 
+    /// The logs that are copied into and that no volume has, and their newest manifests.
+    pub fn copies(&self) -> Vec<(LogId, u64)> {
+        let live = self.live_logs();
+        let copies = self
+            .logs
+            .iter()
+            .filter(|(id, log)| log.counts && !live.contains(id));
+        copies.map(|(id, log)| (*id, log.number)).collect()
+    }
+
     /// The logs that volumes have.
     fn live_logs(&self) -> BTreeSet<LogId> {
         self.catalog

@@ -1,6 +1,7 @@
 //! Collections on pools that are used as others would use them.
 
 mod concurrent;
+mod rewriting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
