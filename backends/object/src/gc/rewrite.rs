@@ -42,7 +42,7 @@ const TRIES: usize = 3;
 /// A tip that can be changed.
 enum Holder {
     Base(VolumeId, Arc<Tip>),
-    Closed(Manifest),
+    Closed(Box<Manifest>),
     Here(Arc<Engine>),
 }
 
@@ -157,7 +157,7 @@ impl<'a> Rewriting<'a> {
             let holder = match (here.get(&entry.id), manifest) {
                 (Some(engine), _) => Holder::Here(engine.clone()),
                 (None, Some(manifest)) if manifest.phase == Phase::Closed => {
-                    Holder::Closed(manifest)
+                    Holder::Closed(Box::new(manifest))
                 }
                 (None, None) if entry.log.is_some() || !read.contains(&entry.id) => {
                     Holder::Base(entry.id, entry.base.clone())
@@ -235,7 +235,7 @@ impl<'a> Rewriting<'a> {
                     let root = relocator.tree(&manifest.tip.root, &mut sink).await?;
                     if root != manifest.tip.root {
                         manifest.tip.root = root;
-                        closed.push(manifest);
+                        closed.push(*manifest);
                     }
                 }
                 Holder::Here(engine) => {
