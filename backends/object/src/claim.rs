@@ -347,9 +347,10 @@ enum Free {
 /// The manifest after `newest`, with the same content.
 fn next(log: LogId, newest: Option<Manifest>, base: &Tip, owner: &Owner, phase: Phase) -> Manifest {
     let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
-    let fences = newest
-        .as_ref()
-        .is_some_and(|newest| newest.phase == Phase::Open);
+    // Who is dead for certain sleeps no more.
+    let may_wake =
+        |before: &Manifest| before.phase == Phase::Open && before.owner.life() != Life::Dead;
+    let fences = newest.as_ref().is_some_and(may_wake);
     Manifest {
         log,
         number,

@@ -141,7 +141,8 @@ impl<'a> Pass<'a> {
             return true;
         }
         match self.logs.get(&key.log) {
-            Some(log) if key.epoch > log.epoch => true,
+            // A later writer's. Of a dead log, only an early manifest may be left that fences.
+            Some(log) if key.epoch > log.epoch => log.counts,
             Some(log) => {
                 let in_flight = log.in_flight.filter(|_| key.epoch == log.epoch);
                 in_flight.is_some_and(|first| key.seq >= first)
