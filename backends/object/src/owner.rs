@@ -82,6 +82,13 @@ impl Owner {
         }
     }
 
+    /// Whether both are, or were, in the same process.
+    pub(crate) fn is_with(&self, other: &Owner) -> bool {
+        let process = |owner: &Owner| (owner.pid, owner.started);
+        let host = |owner: &Owner| (owner.boot.clone(), owner.pid_namespace.clone());
+        process(self) == process(other) && host(self) == host(other)
+    }
+
     /// Whether it may still write, as far as can be told from here.
     pub(crate) fn life(&self) -> Life {
         let here = Owner::here(self.instance);

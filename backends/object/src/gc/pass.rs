@@ -12,7 +12,7 @@ use super::marks::Marks;
 use crate::catalog::{Catalog, Entry};
 use crate::keys::{LogId, ObjectKey};
 use crate::manifest::{Manifest, Phase};
-use crate::owner::Life;
+use crate::owner::{Life, Owner};
 use crate::shared::Shared;
 
 /// What is needed, as far as it was followed.
@@ -22,6 +22,8 @@ pub(super) struct Pass<'a> {
     catalog: &'a Catalog,
     pub marks: Marks,
     logs: BTreeMap<LogId, Log>,
+    /// Writers of volumes who died and were not succeeded yet.
+    dead: Vec<Owner>,
 }
 
 /// What is known of a log from its newest manifest.
@@ -43,6 +45,7 @@ impl<'a> Pass<'a> {
             shared,
             catalog,
             logs: BTreeMap::new(),
+            dead: Vec::new(),
         }
     }
 
@@ -66,13 +69,29 @@ impl<'a> Pass<'a> {
         let mut newest = stream::iter(listed)
             .map(|(log, number)| newest(op, &shared, log, number))
             .buffered(GETS);
+        let mut doubtful: Vec<Manifest> = Vec::new();
         while let Some(manifest) = newest.try_next().await? {
-            if let Some(manifest) = manifest {
-                let counts = live.contains(&manifest.log);
-                self.take(manifest, counts).await?;
+            let Some(manifest) = manifest else { continue };
+            let live = live.contains(&manifest.log);
+            let died = manifest.phase == Phase::Open && manifest.owner.life() == Life::Dead;
+            match (live, died) {
+                (false, true) => doubtful.push(manifest),
+                (live, died) => {
+                    if died {
+                        self.dead.push(manifest.owner.clone());
+                    }
+                    self.take(manifest, live).await?;
+                }
             }
         }
         drop(newest);
+        for manifest in doubtful {
+            // A process that died may have had a collection put blocks into this log, and sent a
+            // manifest of another that names them, which has not arrived yet. It never does once
+            // somebody else has opened that volume.
+            let may_be_named = self.dead.iter().any(|dead| dead.is_with(&manifest.owner));
+            self.take(manifest, may_be_named).await?;
+        }
         // A copy becomes a volume before its log is closed. One that was closed when its manifest
         // was read is in the catalogue by now, if it ever comes there.
         self.catalog.refresh(self.op).await?;

@@ -5,7 +5,7 @@
 //! old objects, and the next collection sees that. Which tips can be changed:
 //!
 //! - what the catalogue holds for a snapshot, or for a volume that was never written, by a record;
-//! - the tip of a closed volume, by a manifest that closes it once more;
+//! - the tip of a closed volume, by a record that gives it a new log;
 //! - that of a volume that is written through this pool object, by its engine.
 //!
 //! Volumes that others write, and snapshots that somebody reads, stay as they are, and so do all
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use volmux_core::{Result, VolumeId};
+use volmux_core::{ErrorKind, Result, VolumeId};
 
 use super::inventory::Inventory;
 use super::marks::Marks;
@@ -25,11 +25,10 @@ use super::pass::Pass;
 use super::{Collector, GETS};
 use crate::catalog::{Change, Entry};
 use crate::engine::Engine;
-use crate::keys::ObjectKey;
+use crate::keys::{LogId, ObjectKey};
 use crate::manifest::{Manifest, Phase};
 use crate::map::Relocator;
 use crate::pool::Ready;
-use crate::store::Put;
 use crate::tip::{Root, Tip};
 
 /// Blocks that are copied in one go: 1 GiB.
@@ -42,7 +41,7 @@ const TRIES: usize = 3;
 /// A tip that can be changed.
 enum Holder {
     Base(VolumeId, Arc<Tip>),
-    Closed(Box<Manifest>),
+    Closed(VolumeId, Root),
     Here(Arc<Engine>),
 }
 
@@ -157,7 +156,7 @@ impl<'a> Rewriting<'a> {
             let holder = match (here.get(&entry.id), manifest) {
                 (Some(engine), _) => Holder::Here(engine.clone()),
                 (None, Some(manifest)) if manifest.phase == Phase::Closed => {
-                    Holder::Closed(Box::new(manifest))
+                    Holder::Closed(entry.id, manifest.tip.root)
                 }
                 (None, None) if entry.log.is_some() || !read.contains(&entry.id) => {
                     Holder::Base(entry.id, entry.base.clone())
@@ -217,7 +216,7 @@ impl<'a> Rewriting<'a> {
     ) -> Result<()> {
         let mut sink = Sink::new(own);
         let mut bases: Vec<(VolumeId, Arc<Tip>, Arc<Tip>)> = Vec::new();
-        let mut closed: Vec<Manifest> = Vec::new();
+        let mut closed: Vec<VolumeId> = Vec::new();
         let mut here: Vec<(Arc<Engine>, Root, Root)> = Vec::new();
         let mut same: HashMap<Arc<Tip>, Arc<Tip>> = HashMap::new();
         for holder in holders {
@@ -231,11 +230,9 @@ impl<'a> Rewriting<'a> {
                         bases.push((id, tip, to.clone()));
                     }
                 }
-                Holder::Closed(mut manifest) => {
-                    let root = relocator.tree(&manifest.tip.root, &mut sink).await?;
-                    if root != manifest.tip.root {
-                        manifest.tip.root = root;
-                        closed.push(*manifest);
+                Holder::Closed(id, root) => {
+                    if relocator.tree(&root, &mut sink).await? != root {
+                        closed.push(id);
                     }
                 }
                 Holder::Here(engine) => {
@@ -251,8 +248,8 @@ impl<'a> Rewriting<'a> {
         for (engine, from, to) in here {
             self.go_on(own, relocator, &engine, (from, to)).await?;
         }
-        for manifest in closed {
-            self.close_again(own, manifest).await?;
+        for id in closed {
+            self.renew(own, relocator, id).await?;
         }
         self.rebase(&bases).await?;
         self.put_back(&bases).await
@@ -279,31 +276,38 @@ impl<'a> Rewriting<'a> {
         Ok(())
     }
 
-    /// Puts a manifest that closes a closed log once more. Somebody who opens the volume at this
-    /// moment is quicker, or finds the new one: never neither.
-    async fn close_again(&self, own: &Own, old: Manifest) -> Result<()> {
-        let number = old.number + 1;
-        let manifest = Manifest {
-            number,
-            epoch: number,
-            owner: own.living().owner().clone(),
-            in_flight: 0,
-            fences: false,
-            pin: None,
-            ..old
-        };
-        let shared = &self.ready.shared;
-        let (name, envelope) = shared.wrap_manifest(self.op, &manifest)?;
-        if shared.store.put_new(self.op, &name, envelope).await? == Put::Taken {
-            return Ok(());
-        }
-        // As for a claim: a number may be free because it was cleared away.
-        if shared
-            .newest_manifest(self.op, manifest.log, number)
-            .await?
-            .is_some()
-        {
-            shared.store.delete(self.op, vec![name]).await?;
+    /// Gives a closed volume a new log, which begins with the new tree: as reverting does, by a
+    /// record of the catalogue, since that can't arrive late and name what is collected by then.
+    async fn renew(&self, own: &Own, relocator: &mut Relocator<'_>, id: VolumeId) -> Result<()> {
+        let (op, ready) = (self.op, self.ready);
+        let of = ready.uses.of(id);
+        let _turn = of.turn.lock().await;
+        for _ in 0..TRIES {
+            let head = ready.catalog.refresh(op).await?;
+            let Some(entry) = ready.catalog.read(|state| state.by_id(id).cloned()) else {
+                break;
+            };
+            let tip = match ready.end_log(op, &entry, &of, true).await {
+                Ok(tip) => tip,
+                // Somebody uses it: another time.
+                Err(error) if error.kind() == ErrorKind::Busy => break,
+                Err(error) => return Err(error),
+            };
+            let mut sink = Sink::new(own);
+            let root = relocator.tree(&tip.root, &mut sink).await?;
+            sink.finish().await?;
+            let renewed = Entry {
+                log: Some(LogId(ready.shared.ids.uuid())),
+                base: Arc::new(Tip { root, ..tip }),
+                ..Entry::clone(&entry)
+            };
+            if ready
+                .catalog
+                .try_commit(op, head, vec![Change::Put(renewed)])
+                .await?
+            {
+                break;
+            }
         }
         Ok(())
     }

@@ -443,6 +443,44 @@ async fn what_comes_into_the_catalogue_in_between_is_needed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_dead_process_may_have_named_stays_until_nobody_can_find_it() {
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    create(&pool, "a").await;
+    filled(&pool, "a", 0..4, 1).await;
+    let (log, newest) = tip_of(&pool, "a").await;
+    let ready = ready(&pool).await;
+    let died = || Living::begin(ready.shared.ids.uuid()).owner().clone();
+    let number = newest.number + 1;
+    let open = |log, number, owner| Manifest {
+        log,
+        number,
+        epoch: number,
+        phase: Phase::Open,
+        owner,
+        tip: newest.tip.clone(),
+        ..newest.clone()
+    };
+    // A writer who died, and a collection of the same process.
+    let own = LogId(ready.shared.ids.uuid());
+    for manifest in [open(log, number, died()), open(own, 1, died())] {
+        let (manifest, body) = ready.shared.wrap_manifest(OP, &manifest).expect("it fits");
+        put(&store, &manifest, body.to_vec()).await;
+    }
+    let object = ObjectKey {
+        log: own,
+        epoch: 1,
+        seq: 3,
+    };
+    put(&store, &object.to_string(), vec![1; 100]).await;
+    collect(&pool).await;
+    assert!(objects(&store).await.contains(&object));
+    filled(&pool, "a", 4..8, 2).await;
+    collect(&pool).await;
+    assert!(!objects(&store).await.contains(&object));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_copy_in_progress_and_what_it_copies_stay() {
     let store = Rough::new(1);
     let (ours, theirs) = (pool(&store).await, pool(&store).await);
