@@ -250,7 +250,11 @@ impl Ready {
         {
             return Ok(true);
         }
-        self.shared.store.delete(op, vec![name]).await?;
+        // Whoever came next went on from it, if it is one of the last two: without it, the writer
+        // that it fences could go on.
+        if !manifest.fences {
+            self.shared.store.delete(op, vec![name]).await?;
+        }
         Ok(false)
     }
 
@@ -460,6 +464,14 @@ mod tests {
             .await
             .expect("the store works");
         assert_eq!(there, None);
+        // It may be all that is in the way of a writer whom two others superseded at once.
+        let fences = Manifest {
+            fences: true,
+            ..late
+        };
+        assert!(!ready.put(OP, &fences).await.expect("the store works"));
+        let there = ready.shared.manifest(OP, log, 5).await;
+        assert_eq!(there.expect("the store works"), Some(fences));
         let next = Manifest {
             number: newest.number + 1,
             ..newest

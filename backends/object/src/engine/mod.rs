@@ -70,7 +70,8 @@ struct Role {
     replaying: AtomicBool,
     /// See `Manifest::pin`.
     pin: Option<Tip>,
-    /// What keeps others from collecting what is in use and not committed.
+    /// What keeps others from collecting what is in use and not committed. Dropped after `living`:
+    /// whoever sees that this is gone sees that the writer is.
     kept: Mutex<Vec<Arc<Living>>>,
 }
 
@@ -162,6 +163,11 @@ impl Role {
         self.committed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Taken with the state locked, or by itself.
+    fn kept(&self) -> MutexGuard<'_, Vec<Arc<Living>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where changes have to be noted.

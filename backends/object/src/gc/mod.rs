@@ -112,29 +112,24 @@ impl Ready {
     pub(crate) async fn collect_all(&self, op: &'static str) -> Result<Count> {
         let mut freed = Count::default();
         let mut tried = BTreeSet::new();
+        let mut done = false;
         for _ in 0..REWRITES {
             let collector = Collector::new(op, &self.shared, &self.catalog);
-            let mut tries = 0;
-            let deleted = loop {
-                match collector.delete().await {
-                    // What was about to be read may just have been replaced, and collected
-                    // elsewhere.
-                    Err(error) if error.kind() == ErrorKind::Corrupt && tries < RETRIES => {
-                        tries += 1;
-                    }
-                    other => break other?,
-                }
-            };
+            let deleted = collector.delete_patiently().await?;
             let more = deleted.survey.freed();
             freed.objects += more.objects;
             freed.bytes += more.bytes;
+            if done {
+                break;
+            }
             let rewriting = Rewriting::new(op, self, &collector, &deleted.inventory);
             match rewriting.run(&deleted.pass, &mut tried).await {
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                // What was put in vain must not stay in a full store.
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NoSpace) => {
                     warn!(%error, "sparse objects are left as they are this time");
-                    break;
+                    done = true;
                 }
                 Err(error) => return Err(error),
             }
@@ -177,6 +172,18 @@ impl<'a> Collector<'a> {
     /// As [`look`](Self::look), with nothing deleted; those of the store.
     pub(crate) async fn collect(&self) -> Result<Survey> {
         Ok(self.delete().await?.survey)
+    }
+
+    /// As [`delete`](Self::delete), but what was about to be read may just have been replaced, and
+    /// collected elsewhere.
+    async fn delete_patiently(&self) -> Result<Deleted<'a>> {
+        let mut tries = 0;
+        loop {
+            match self.delete().await {
+                Err(error) if error.kind() == ErrorKind::Corrupt && tries < RETRIES => tries += 1,
+                other => return other,
+            }
+        }
     }
 
     async fn delete(&self) -> Result<Deleted<'a>> {
@@ -265,19 +272,20 @@ impl<'a> Collector<'a> {
         let mut dead = Vec::new();
         for (volume, mark) in &inventory.readers {
             let gone = self.catalog.read(|state| state.by_id(*volume).is_none());
-            if gone || self.is_dead(&mark.name).await? {
+            if gone || self.life(&mark.name).await? == Some(Life::Dead) {
                 dead.push(mark.clone());
             }
         }
         Ok(dead)
     }
 
-    async fn is_dead(&self, mark: &str) -> Result<bool> {
+    /// Of who left a mark; none where the mark is gone.
+    async fn life(&self, mark: &str) -> Result<Option<Life>> {
         let Some(body) = self.shared.store.get(self.op, mark).await? else {
-            return Ok(false);
+            return Ok(None);
         };
         let owner: Option<Owner> = serde_json::from_slice(&body).ok();
-        Ok(owner.is_some_and(|owner| owner.life() == Life::Dead))
+        Ok(Some(owner.map_or(Life::Elsewhere, |owner| owner.life())))
     }
 }
 

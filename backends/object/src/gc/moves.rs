@@ -91,13 +91,13 @@ pub(super) async fn copy(
     shared: &Arc<Shared>,
     own: &Own,
     table: &ObjectTable,
-    victims: &[Victim],
+    victims: &[Arc<Victim>],
 ) -> Result<Moved> {
     let gets = victims.iter().flat_map(|victim| {
         let spans = spans(&victim.blocks);
         spans.into_iter().map(move |span| (victim.clone(), span))
     });
-    let gets: Vec<(Victim, Vec<Range<u32>>)> = gets.collect();
+    let gets: Vec<(Arc<Victim>, Vec<Range<u32>>)> = gets.collect();
     let mut read = stream::iter(gets)
         .map(|(victim, span)| read(op, shared.clone(), victim, span))
         .buffered(GETS);
@@ -166,9 +166,9 @@ type Blocks = Vec<(u32, Vec<u8>)>;
 async fn read(
     op: &'static str,
     shared: Arc<Shared>,
-    victim: Victim,
+    victim: Arc<Victim>,
     span: Vec<Range<u32>>,
-) -> (Victim, Result<Blocks>) {
+) -> (Arc<Victim>, Result<Blocks>) {
     let blocks = read_blocks(op, &shared, &victim.info, &span).await;
     (victim, blocks)
 }

@@ -1,7 +1,7 @@
 //! A log of the collection's own, for what it writes anew.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use volmux_core::{Error, ErrorKind, Result};
@@ -28,6 +28,8 @@ pub(super) struct Own {
     log: LogId,
     living: Arc<Living>,
     next: AtomicU64,
+    /// A manifest may have been sent that names what is in the log, and not have arrived yet.
+    doubtful: AtomicBool,
 }
 
 impl Own {
@@ -39,14 +41,24 @@ impl Own {
             living: Arc::new(Living::begin(shared.ids.uuid())),
             shared,
             next: AtomicU64::new(0),
+            doubtful: AtomicBool::new(false),
         };
         own.put(1, Phase::Open).await?;
         Ok(own)
     }
 
-    /// Gives up the log: what nothing refers to by now is garbage.
+    /// Gives up the log: what nothing refers to by now is garbage. Does nothing if that is in
+    /// doubt: what is in the log is then kept as long as what may name it is not decided.
     pub async fn end(&self) -> Result<()> {
-        self.put(2, Phase::Closed).await
+        match self.doubtful.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => self.put(2, Phase::Closed).await,
+        }
+    }
+
+    /// It is not known whether a volume goes on from what is in the log.
+    pub fn doubt(&self) {
+        self.doubtful.store(true, Ordering::Relaxed);
     }
 
     /// What keeps others from collecting what is in the log.
@@ -74,7 +86,8 @@ impl Own {
             in_flight: 0,
             fences: false,
             journal: None,
-            pin: None,
+            // By this, others tell it from what is left of a volume's log.
+            pin: Some(Tip::EMPTY),
         };
         let (name, envelope) = self.shared.wrap_manifest(self.op, &manifest)?;
         match self.shared.store.put_new(self.op, &name, envelope).await? {

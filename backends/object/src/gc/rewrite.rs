@@ -4,17 +4,20 @@
 //! Nothing is deleted here, so nothing can be lost: a tip that was not changed goes on naming the
 //! old objects, and the next collection sees that. Which tips can be changed:
 //!
-//! - what the catalogue holds for a snapshot, or for a volume that was never written, by a record;
-//! - the tip of a closed volume, by a record that gives it a new log;
+//! - what the catalogue holds for a snapshot, by a record;
+//! - the tip of a volume that is closed or was never opened, by a record that gives it a new log
+//!   once the old one is retired: a claim of that may be under way, and arrive when what it names
+//!   is collected;
 //! - that of a volume that is written through this pool object, by its engine.
 //!
-//! Volumes that others write, and snapshots that somebody reads, stay as they are, and so do all
-//! objects that they refer to.
+//! Volumes that others write, and what somebody reads, stay as they are, and so do all objects that
+//! they refer to.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
+use tracing::debug;
 use volmux_core::{ErrorKind, Result, VolumeId};
 
 use super::inventory::Inventory;
@@ -23,26 +26,41 @@ use super::moves::{self, Victim};
 use super::own::{Own, Sink};
 use super::pass::Pass;
 use super::{Collector, GETS};
-use crate::catalog::{Change, Entry};
+use crate::catalog::{Change as Record, Entry};
 use crate::engine::Engine;
 use crate::keys::{LogId, ObjectKey};
 use crate::manifest::{Manifest, Phase};
 use crate::map::Relocator;
+use crate::owner::Life;
 use crate::pool::Ready;
 use crate::tip::{Root, Tip};
+use crate::uses::Use;
 
 /// Blocks that are copied in one go: 1 GiB.
 const BATCH: u64 = 1 << 18;
-/// Volumes that one record of the catalogue changes.
+/// Snapshots that one record of the catalogue changes.
 const RECORD: usize = 1000;
-/// How often a volume that is being written is tried.
+/// Volumes that one record changes. Nobody can open them meanwhile.
+const RENEWED: usize = 64;
+/// How often a volume that is in motion is tried.
 const TRIES: usize = 3;
 
 /// A tip that can be changed.
 enum Holder {
-    Base(VolumeId, Arc<Tip>),
-    Closed(VolumeId, Root),
+    Snapshot(VolumeId, Arc<Tip>),
+    /// A volume that nobody has open.
+    Idle(VolumeId, Root),
     Here(Arc<Engine>),
+}
+
+/// A tip and what takes its place.
+type Change = (VolumeId, Arc<Tip>, Arc<Tip>);
+
+/// An object of which little is needed.
+struct Sparse {
+    key: ObjectKey,
+    /// Blocks that are.
+    needed: u64,
 }
 
 /// Who holds on to what.
@@ -79,39 +97,57 @@ impl<'a> Rewriting<'a> {
     /// blocks were copied: nothing is left to do once that is 0.
     pub async fn run(&self, pass: &Pass<'_>, tried: &mut BTreeSet<ObjectKey>) -> Result<u64> {
         let mut worst = self.sparse(&pass.marks);
-        worst.retain(|victim| !tried.contains(&victim.info.key));
+        worst.retain(|sparse| !tried.contains(&sparse.key));
         if worst.is_empty() {
             return Ok(0);
         }
         let holders = self.holders(pass).await?;
-        worst.retain(|victim| !holders.fixed.is_used(&victim.info.key));
+        worst.retain(|sparse| !holders.fixed.is_used(&sparse.key));
         let mut left = BATCH;
-        worst.retain(|victim| {
-            let blocks = count(victim);
-            let fits = blocks <= left;
-            left -= if fits { blocks } else { 0 };
+        worst.retain(|sparse| {
+            let fits = sparse.needed <= left;
+            left -= if fits { sparse.needed } else { 0 };
             fits
         });
         if worst.is_empty() {
             return Ok(0);
         }
-        tried.extend(worst.iter().map(|victim| victim.info.key));
-        let shared = &self.ready.shared;
-        let own = Own::begin(self.op, shared.clone()).await?;
+        tried.extend(worst.iter().map(|sparse| sparse.key));
+        let victims = victims(&pass.marks, &worst);
+        let own = Own::begin(self.op, self.ready.shared.clone()).await?;
+        let moved = self.give_up(&own, pass, &victims, holders).await;
+        // Also after an error: what could not be put to use is garbage.
+        let ended = own.end().await;
+        let moved = moved?;
+        ended?;
+        Ok(moved)
+    }
+
+    async fn give_up(
+        &self,
+        own: &Own,
+        pass: &Pass<'_>,
+        victims: &[Arc<Victim>],
+        holders: Holders,
+    ) -> Result<u64> {
         let pages = pass.marks.pages();
-        let moved = moves::copy(self.op, shared, &own, &pages.table, &worst).await?;
+        let moved = moves::copy(self.op, &self.ready.shared, own, &pages.table, victims).await?;
+        debug!(
+            blocks = moved.blocks,
+            objects = victims.len(),
+            "sparse objects are given up"
+        );
         let mut relocator = Relocator::new(&**pages, &pages.table, &moved);
-        self.apply(&own, &mut relocator, holders.changeable).await?;
-        own.end().await?;
+        self.apply(own, &mut relocator, holders.changeable).await?;
         Ok(moved.blocks)
     }
 
     /// Objects of which less than half is needed, those of which least is first.
-    fn sparse(&self, marks: &Marks) -> Vec<Victim> {
+    fn sparse(&self, marks: &Marks) -> Vec<Sparse> {
         let lengths: HashMap<ObjectKey, u64> = self.inventory.data.iter().copied().collect();
         let stride = self.ready.shared.seal.stride() as u64;
-        let mut sparse: Vec<(u64, Victim)> = Vec::new();
-        for (id, info, used) in marks.data() {
+        let mut sparse: Vec<(u64, Sparse)> = Vec::new();
+        for (_, info, used) in marks.data() {
             let Some(length) = lengths.get(&info.key) else {
                 continue;
             };
@@ -120,15 +156,11 @@ impl<'a> Rewriting<'a> {
             if used.pages || used.tail || info.framed || needed >= blocks.div_ceil(2) {
                 continue;
             }
-            let victim = Victim {
-                id,
-                info,
-                blocks: used.blocks.ranges(),
-            };
-            sparse.push((needed * 1000 / blocks, victim));
+            let key = info.key;
+            sparse.push((needed * 1000 / blocks, Sparse { key, needed }));
         }
-        sparse.sort_by_key(|(needed, victim)| (*needed, victim.info.key));
-        sparse.into_iter().map(|(_, victim)| victim).collect()
+        sparse.sort_by_key(|(needed, sparse)| (*needed, sparse.key));
+        sparse.into_iter().map(|(_, sparse)| sparse).collect()
     }
 
     async fn holders(&self, pass: &Pass<'_>) -> Result<Holders> {
@@ -137,6 +169,11 @@ impl<'a> Rewriting<'a> {
             fixed: Marks::new(self.ready.shared.clone()),
         };
         let read = self.read_now(self.inventory).await?;
+        let is_read = |entry: &Entry| match entry.log {
+            None => read.contains_key(&entry.id),
+            // Who reads it elsewhere follows its commits, and finds its new log by that.
+            Some(_) => read.get(&entry.id) == Some(&Life::Lives),
+        };
         let here: BTreeMap<VolumeId, Arc<Engine>> = self
             .ready
             .uses
@@ -155,20 +192,17 @@ impl<'a> Rewriting<'a> {
         while let Some((entry, manifest)) = newest.try_next().await? {
             let holder = match (here.get(&entry.id), manifest) {
                 (Some(engine), _) => Holder::Here(engine.clone()),
-                (None, Some(manifest)) if manifest.phase == Phase::Closed => {
-                    Holder::Closed(entry.id, manifest.tip.root)
-                }
-                (None, None) if entry.log.is_some() || !read.contains(&entry.id) => {
-                    Holder::Base(entry.id, entry.base.clone())
-                }
-                (None, None) => {
-                    holders.fixed.follow(&entry.base).await?;
-                    continue;
-                }
-                (None, Some(manifest)) => {
+                (None, Some(manifest)) if manifest.phase != Phase::Closed || is_read(&entry) => {
                     holders.fixed.follow(&Arc::new(manifest.tip)).await?;
                     continue;
                 }
+                (None, None) if is_read(&entry) => {
+                    holders.fixed.follow(&entry.base).await?;
+                    continue;
+                }
+                (None, Some(manifest)) => Holder::Idle(entry.id, manifest.tip.root),
+                (None, None) if entry.log.is_some() => Holder::Idle(entry.id, entry.base.root),
+                (None, None) => Holder::Snapshot(entry.id, entry.base.clone()),
             };
             holders.changeable.push(holder);
         }
@@ -176,7 +210,11 @@ impl<'a> Rewriting<'a> {
         for (log, number) in pass.copies() {
             if let Some(copy) = self.ready.shared.manifest(self.op, log, number).await? {
                 for tip in [Some(copy.tip), copy.pin].into_iter().flatten() {
-                    holders.fixed.follow(&Arc::new(tip)).await?;
+                    match holders.fixed.follow(&Arc::new(tip)).await {
+                        // See `Pass`. What it needs is kept whether it is known here or not.
+                        Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                        other => other?,
+                    }
                 }
             }
         }
@@ -197,12 +235,19 @@ impl<'a> Rewriting<'a> {
         Ok((entry, manifest))
     }
 
-    /// Volumes that somebody has open for reading.
-    async fn read_now(&self, inventory: &Inventory) -> Result<BTreeSet<VolumeId>> {
-        let mut read = BTreeSet::new();
+    /// Volumes that somebody may have open for reading, and whether one is known to.
+    async fn read_now(&self, inventory: &Inventory) -> Result<BTreeMap<VolumeId, Life>> {
+        let mut read = BTreeMap::new();
         for (volume, mark) in &inventory.readers {
-            if !read.contains(volume) && !self.collector.is_dead(&mark.name).await? {
-                read.insert(*volume);
+            if read.get(volume) == Some(&Life::Lives) {
+                continue;
+            }
+            match self.collector.life(&mark.name).await? {
+                Some(Life::Dead) => {}
+                Some(life) => {
+                    read.insert(*volume, life);
+                }
+                None => {}
             }
         }
         Ok(read)
@@ -215,13 +260,13 @@ impl<'a> Rewriting<'a> {
         holders: Vec<Holder>,
     ) -> Result<()> {
         let mut sink = Sink::new(own);
-        let mut bases: Vec<(VolumeId, Arc<Tip>, Arc<Tip>)> = Vec::new();
-        let mut closed: Vec<VolumeId> = Vec::new();
+        let mut bases: Vec<Change> = Vec::new();
+        let mut idle: Vec<VolumeId> = Vec::new();
         let mut here: Vec<(Arc<Engine>, Root, Root)> = Vec::new();
         let mut same: HashMap<Arc<Tip>, Arc<Tip>> = HashMap::new();
         for holder in holders {
             match holder {
-                Holder::Base(id, tip) => {
+                Holder::Snapshot(id, tip) => {
                     let root = relocator.tree(&tip.root, &mut sink).await?;
                     if root != tip.root {
                         let tail = tip.tail.clone();
@@ -230,9 +275,9 @@ impl<'a> Rewriting<'a> {
                         bases.push((id, tip, to.clone()));
                     }
                 }
-                Holder::Closed(id, root) => {
+                Holder::Idle(id, root) => {
                     if relocator.tree(&root, &mut sink).await? != root {
-                        closed.push(id);
+                        idle.push(id);
                     }
                 }
                 Holder::Here(engine) => {
@@ -248,8 +293,9 @@ impl<'a> Rewriting<'a> {
         for (engine, from, to) in here {
             self.go_on(own, relocator, &engine, (from, to)).await?;
         }
-        for id in closed {
-            self.renew(own, relocator, id).await?;
+        idle.sort_unstable();
+        for some in idle.chunks(RENEWED) {
+            self.renew(own, relocator, some).await?;
         }
         self.rebase(&bases).await?;
         self.put_back(&bases).await
@@ -264,8 +310,20 @@ impl<'a> Rewriting<'a> {
         (mut from, mut to): (Root, Root),
     ) -> Result<()> {
         for _ in 0..TRIES {
-            if from == to || engine.relocate(self.op, &from, to, own.living()).await? {
+            if from == to {
                 return Ok(());
+            }
+            match engine.relocate(self.op, &from, to, own.living()).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => {
+                    own.doubt();
+                    return match error.kind() {
+                        // It is somebody else's by now.
+                        ErrorKind::Fenced => Ok(()),
+                        _ => Err(error),
+                    };
+                }
             }
             // A checkpoint was quicker. It shares most pages with the one before.
             let mut sink = Sink::new(own);
@@ -276,52 +334,72 @@ impl<'a> Rewriting<'a> {
         Ok(())
     }
 
-    /// Gives a closed volume a new log, which begins with the new tree: as reverting does, by a
-    /// record of the catalogue, since that can't arrive late and name what is collected by then.
-    async fn renew(&self, own: &Own, relocator: &mut Relocator<'_>, id: VolumeId) -> Result<()> {
+    /// Gives volumes that nobody has open new logs, which begin with the new trees: as reverting
+    /// does, by a record of the catalogue, since that can't arrive late and name what is collected
+    /// by then.
+    async fn renew(
+        &self,
+        own: &Own,
+        relocator: &mut Relocator<'_>,
+        ids: &[VolumeId],
+    ) -> Result<()> {
         let (op, ready) = (self.op, self.ready);
-        let of = ready.uses.of(id);
-        let _turn = of.turn.lock().await;
+        let of: Vec<Arc<Use>> = ids.iter().map(|id| ready.uses.of(*id)).collect();
+        let mut turns = Vec::new();
+        // In the order of their ids, so that no two who take several wait for each other.
+        for of in &of {
+            turns.push(of.turn.lock().await);
+        }
         for _ in 0..TRIES {
             let head = ready.catalog.refresh(op).await?;
-            let Some(entry) = ready.catalog.read(|state| state.by_id(id).cloned()) else {
-                break;
-            };
-            let tip = match ready.end_log(op, &entry, &of, true).await {
-                Ok(tip) => tip,
-                // Somebody uses it: another time.
-                Err(error) if error.kind() == ErrorKind::Busy => break,
-                Err(error) => return Err(error),
-            };
+            let entries = ids.iter().zip(&of).filter_map(|(id, of)| {
+                let entry = ready.catalog.read(|state| state.by_id(*id).cloned())?;
+                Some((entry, of.clone()))
+            });
+            let mut ended = stream::iter(entries.collect::<Vec<_>>())
+                .map(|(entry, of)| self.ended(entry, of))
+                .buffered(GETS);
             let mut sink = Sink::new(own);
-            let root = relocator.tree(&tip.root, &mut sink).await?;
+            let mut changes = Vec::new();
+            while let Some(ended) = ended.try_next().await? {
+                let Some((entry, tip)) = ended else { continue };
+                let root = relocator.tree(&tip.root, &mut sink).await?;
+                if root != tip.root {
+                    changes.push(Record::Put(Entry {
+                        log: Some(LogId(ready.shared.ids.uuid())),
+                        base: Arc::new(Tip { root, ..tip }),
+                        ..Entry::clone(&entry)
+                    }));
+                }
+            }
+            drop(ended);
             sink.finish().await?;
-            let renewed = Entry {
-                log: Some(LogId(ready.shared.ids.uuid())),
-                base: Arc::new(Tip { root, ..tip }),
-                ..Entry::clone(&entry)
-            };
-            if ready
-                .catalog
-                .try_commit(op, head, vec![Change::Put(renewed)])
-                .await?
-            {
+            if changes.is_empty() || ready.catalog.try_commit(op, head, changes).await? {
                 break;
             }
         }
         Ok(())
     }
 
+    /// What a volume holds whose log was ended just now; none if somebody uses it.
+    async fn ended(&self, entry: Arc<Entry>, of: Arc<Use>) -> Result<Option<(Arc<Entry>, Tip)>> {
+        match self.ready.end_log(self.op, &entry, &of, true).await {
+            Ok(tip) => Ok(Some((entry, tip))),
+            Err(error) if error.kind() == ErrorKind::Busy => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Changes what the catalogue says that volumes hold, where it still says the same.
-    async fn rebase(&self, bases: &[(VolumeId, Arc<Tip>, Arc<Tip>)]) -> Result<()> {
+    async fn rebase(&self, bases: &[Change]) -> Result<()> {
         let catalog = &self.ready.catalog;
         for some in bases.chunks(RECORD) {
             loop {
                 let head = catalog.refresh(self.op).await?;
-                let changes: Vec<Change> = catalog.read(|state| {
+                let changes: Vec<Record> = catalog.read(|state| {
                     let changed = some.iter().filter_map(|(id, from, to)| {
                         let entry = state.by_id(*id).filter(|entry| entry.base == *from)?;
-                        Some(Change::Put(Entry {
+                        Some(Record::Put(Entry {
                             base: to.clone(),
                             ..Entry::clone(entry)
                         }))
@@ -339,7 +417,7 @@ impl<'a> Rewriting<'a> {
     /// Gives snapshots their old content back that somebody began to read meanwhile. Who reads
     /// leaves a mark first and then looks what there is to read: he is seen here, or has seen the
     /// new content.
-    async fn put_back(&self, bases: &[(VolumeId, Arc<Tip>, Arc<Tip>)]) -> Result<()> {
+    async fn put_back(&self, bases: &[Change]) -> Result<()> {
         if bases.is_empty() {
             return Ok(());
         }
@@ -347,13 +425,23 @@ impl<'a> Rewriting<'a> {
         let read = self.read_now(&inventory).await?;
         let back: Vec<_> = bases
             .iter()
-            .filter(|(id, ..)| read.contains(id))
+            .filter(|(id, ..)| read.contains_key(id))
             .map(|(id, from, to)| (*id, to.clone(), from.clone()))
             .collect();
         self.rebase(&back).await
     }
 }
 
-fn count(victim: &Victim) -> u64 {
-    victim.blocks.iter().map(|range| range.len() as u64).sum()
+/// What of these objects is needed, in their order.
+fn victims(marks: &Marks, worst: &[Sparse]) -> Vec<Arc<Victim>> {
+    let order: HashMap<ObjectKey, usize> = (0..).zip(worst).map(|(n, s)| (s.key, n)).collect();
+    let mut victims: Vec<(usize, Arc<Victim>)> = Vec::new();
+    for (id, info, used) in marks.data() {
+        if let Some(place) = order.get(&info.key) {
+            let blocks = used.blocks.ranges();
+            victims.push((*place, Arc::new(Victim { id, info, blocks })));
+        }
+    }
+    victims.sort_unstable_by_key(|(place, _)| *place);
+    victims.into_iter().map(|(_, victim)| victim).collect()
 }

@@ -1,6 +1,7 @@
 //! Collections on pools that are used as others would use them.
 
 mod concurrent;
+mod late;
 mod rewriting;
 
 use std::collections::BTreeMap;
@@ -458,12 +459,16 @@ async fn what_a_dead_process_may_have_named_stays_until_nobody_can_find_it() {
         epoch: number,
         phase: Phase::Open,
         owner,
-        tip: newest.tip.clone(),
         ..newest.clone()
     };
     // A writer who died, and a collection of the same process.
     let own = LogId(ready.shared.ids.uuid());
-    for manifest in [open(log, number, died()), open(own, 1, died())] {
+    let collecting = Manifest {
+        tip: Tip::EMPTY,
+        pin: Some(Tip::EMPTY),
+        ..open(own, 1, died())
+    };
+    for manifest in [open(log, number, died()), collecting] {
         let (manifest, body) = ready.shared.wrap_manifest(OP, &manifest).expect("it fits");
         put(&store, &manifest, body.to_vec()).await;
     }

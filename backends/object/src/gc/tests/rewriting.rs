@@ -3,7 +3,7 @@
 use super::*;
 
 /// A volume whose every object is needed for one block in five, and what it holds.
-async fn sparse(pool: &ObjectPool, volume: &str) -> Vec<u8> {
+pub(super) async fn sparse(pool: &ObjectPool, volume: &str) -> Vec<u8> {
     create(pool, volume).await;
     let device = writer(pool, volume).await;
     fill(&*device, 0..BLOCKS, 1).await;
@@ -14,7 +14,7 @@ async fn sparse(pool: &ObjectPool, volume: &str) -> Vec<u8> {
 }
 
 /// Overwrites four blocks of five again and again, so that closing makes a checkpoint.
-async fn sparsen(device: &dyn BlockDevice) {
+pub(super) async fn sparsen(device: &dyn BlockDevice) {
     for tag in 2..12 {
         for block in (0..BLOCKS).filter(|block| block % 5 != 0) {
             let content = Bytes::from(vec![tag; BLOCK as usize]);
@@ -27,14 +27,14 @@ async fn sparsen(device: &dyn BlockDevice) {
     }
 }
 
-fn expected() -> Vec<u8> {
+pub(super) fn expected() -> Vec<u8> {
     (0..BLOCKS)
         .map(|block| if block % 5 == 0 { 1 } else { 11 })
         .collect()
 }
 
 /// Bytes in objects of data and pages.
-async fn stored(store: &Rough) -> u64 {
+pub(super) async fn stored(store: &Rough) -> u64 {
     let all = everything(store).await;
     all.iter()
         .filter(|(name, _)| name.contains("/d/"))
@@ -42,12 +42,12 @@ async fn stored(store: &Rough) -> u64 {
         .sum()
 }
 
-async fn collect_all(pool: &ObjectPool) -> volmux_core::Collected {
+pub(super) async fn collect_all(pool: &ObjectPool) -> volmux_core::Collected {
     pool.collect_garbage().await.expect("a collection")
 }
 
 /// What 64 blocks occupy, with headers, pages and a little more.
-const WHOLE: u64 = BLOCKS * BLOCK * 5 / 4;
+pub(super) const WHOLE: u64 = BLOCKS * BLOCK * 5 / 4;
 
 #[tokio::test(start_paused = true)]
 async fn a_closed_volume_takes_little_more_than_it_holds() {
@@ -195,7 +195,7 @@ async fn what_others_write_or_read_is_left_where_it_is() {
     assert_eq!(content(&ours, "s").await, expected);
 }
 
-async fn pool_snapshot(pool: &ObjectPool, of: &str, snapshot: &str) -> VolumeName {
+pub(super) async fn pool_snapshot(pool: &ObjectPool, of: &str, snapshot: &str) -> VolumeName {
     let snapshot = name(snapshot);
     pool.snapshot_volume(&name(of), &snapshot, Default::default())
         .await
