@@ -96,8 +96,14 @@ impl Ready {
                     engine.commit(op).await
                 };
                 match committed.await {
-                    // Somebody else writes that volume by now, and makes its checkpoints.
+                    // Somebody else writes that volume by now, and makes its checkpoints. What is
+                    // known of it here may be collected.
                     Err(error) if error.kind() == ErrorKind::Fenced => {}
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        if engine.is_current(op).await? {
+                            return Err(error);
+                        }
+                    }
                     other => other?,
                 }
             }

@@ -190,8 +190,13 @@ impl<'a> Rewriting<'a> {
             .map(|entry| self.newest(entry))
             .buffered(GETS);
         while let Some((entry, manifest)) = newest.try_next().await? {
-            let holder = match (here.get(&entry.id), manifest) {
-                (Some(engine), _) => Holder::Here(engine.clone()),
+            let here = match here.get(&entry.id) {
+                // What a superseded one knows of may be collected.
+                Some(engine) if engine.is_current(self.op).await? => Some(engine.clone()),
+                _ => None,
+            };
+            let holder = match (here, manifest) {
+                (Some(engine), _) => Holder::Here(engine),
                 (None, Some(manifest)) if manifest.phase != Phase::Closed || is_read(&entry) => {
                     holders.fixed.follow(&Arc::new(manifest.tip)).await?;
                     continue;
@@ -290,6 +295,12 @@ impl<'a> Rewriting<'a> {
             }
         }
         sink.finish().await?;
+        debug!(
+            snapshots = bases.len(),
+            idle = idle.len(),
+            here = here.len(),
+            "tips that name sparse objects",
+        );
         for (engine, from, to) in here {
             self.go_on(own, relocator, &engine, (from, to)).await?;
         }
@@ -428,6 +439,7 @@ impl<'a> Rewriting<'a> {
             .filter(|(id, ..)| read.contains_key(id))
             .map(|(id, from, to)| (*id, to.clone(), from.clone()))
             .collect();
+        debug!(back = back.len(), "snapshots that are read now");
         self.rebase(&back).await
     }
 }

@@ -209,7 +209,9 @@ async fn who_dies_while_a_collection_looks_may_have_named_what_another_put() {
 #[tokio::test(start_paused = true)]
 async fn a_writer_who_was_superseded_is_no_obstacle() {
     let store = Rough::new(1);
-    let (ours, theirs) = (pool(&store).await, pool(&store).await);
+    // It remembers next to nothing.
+    let ours = pool_with(&store, ByteSize::kib(1)).await;
+    let theirs = pool(&store).await;
     create(&ours, "a").await;
     let device = writer(&ours, "a").await;
     fill(&*device, 0..BLOCKS, 1).await;
@@ -228,11 +230,20 @@ async fn a_writer_who_was_superseded_is_no_obstacle() {
     options.take_over = true;
     let other = theirs.open_volume(&name("a"), options).await;
     let other = other.expect("taken over");
+    fill(&*other, 0..BLOCKS, 12).await;
+    ready(&theirs)
+        .await
+        .collect(OP)
+        .await
+        .expect("a checkpoint");
+    // What the superseded writer goes on from is collected by now.
+    let written = device.write_at(0, vec![1; BLOCK as usize].into()).await;
+    written.expect("written");
+    assert!(engine.checkpoint().await.is_err());
     collect_all(&ours).await;
-    let read = other.read_at(0, (BLOCKS * BLOCK) as usize).await;
-    let read = read.expect("read");
-    let firsts: Vec<u8> = read.iter().step_by(BLOCK as usize).copied().collect();
-    assert_eq!(firsts, expected());
+    fill(&*other, 0..BLOCKS, 1).await;
+    sparsen(&*other).await;
+    assert_eq!(firsts(&*other).await, expected());
     drop((device, other, engine));
     settle().await;
     collect_all(&theirs).await;
@@ -280,4 +291,51 @@ async fn a_full_store_is_not_filled_by_giving_up_objects() {
     collect_all(&pool).await;
     assert!(stored(&store).await < WHOLE);
     assert_eq!(content(&pool, "a").await, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_begins_to_read_while_blocks_are_moved_finds_them() {
+    let mut put_back = 0;
+    for delay in (0..600).step_by(20) {
+        let store = Rough::new(delay);
+        let (ours, theirs) = (pool(&store).await, pool(&store).await);
+        let expected = sparse(&ours, "a").await;
+        let snapshot = pool_snapshot(&ours, "a", "s").await;
+        ours.delete_volume(&name("a")).await.expect("delete");
+        collect(&ours).await;
+        let (before, head) = (entry(&ours, "s").await.base.clone(), head(&ours).await);
+        store.slow.store(true, Relaxed);
+        let reading = async {
+            for _ in 0..delay {
+                tokio::task::yield_now().await;
+            }
+            let opened = theirs.open_volume(&snapshot, OpenOptions::read_only());
+            let device = opened.await.expect("open for reading");
+            assert_eq!(firsts(&*device).await, expected, "{delay}");
+            device
+        };
+        let (done, device) = futures::join!(ours.collect_garbage(), reading);
+        done.expect("a collection");
+        assert_eq!(firsts(&*device).await, expected, "{delay}");
+        let same = entry(&ours, "s").await.base == before;
+        put_back += u32::from(same && self::head(&ours).await >= head + 2);
+        drop(device);
+        settle().await;
+        collect_all(&ours).await;
+        assert!(stored(&store).await < WHOLE, "{delay}");
+        assert_eq!(content(&theirs, "s").await, expected, "{delay}");
+    }
+    assert!(put_back > 0, "it is not tried");
+}
+
+async fn head(pool: &ObjectPool) -> u64 {
+    let refreshed = ready(pool).await.catalog.refresh(OP).await;
+    refreshed.expect("the store works")
+}
+
+/// The first byte of each block.
+async fn firsts(device: &dyn BlockDevice) -> Vec<u8> {
+    let read = device.read_at(0, device.size() as usize).await;
+    let read = read.expect("read");
+    read.iter().step_by(BLOCK as usize).copied().collect()
 }

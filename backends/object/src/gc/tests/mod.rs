@@ -38,12 +38,16 @@ fn name(name: &str) -> VolumeName {
 
 /// A pool as another process would have it.
 async fn pool(store: &Arc<Rough>) -> Arc<ObjectPool> {
+    pool_with(store, ByteSize::mib(1)).await
+}
+
+async fn pool_with(store: &Arc<Rough>, cache: ByteSize) -> Arc<ObjectPool> {
     // Of writers in one process, no two may have the same identity, whatever store they are on.
     static SEED: AtomicU64 = AtomicU64::new(1 << 40);
     let seed = SEED.fetch_add(1, Relaxed);
     let mut config = ObjectConfig::new(Location::Memory);
     config.object_size = Some(ByteSize::kib(64));
-    config.cache = Some(ByteSize::mib(1));
+    config.cache = Some(cache);
     let store: Arc<dyn ObjectStore> = store.clone();
     ObjectPool::over(store, config, seed)
         .await

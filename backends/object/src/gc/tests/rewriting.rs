@@ -260,3 +260,38 @@ async fn a_block_that_is_damaged_stays_where_it_is() {
     let rest = device.read_at(BLOCK * 15, 4096).await.expect("it is whole");
     assert_eq!(rest[0], expected[15]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn at_most_twice_what_was_written_is_put() {
+    const LARGE: u64 = 1024;
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    let options = CreateOptions::thin(ByteSize::new(LARGE * BLOCK));
+    pool.create_volume(&name("a"), options)
+        .await
+        .expect("create");
+    let device = writer(&pool, "a").await;
+    let mut expected = vec![0u8; LARGE as usize];
+    let (mut written, mut dice) = (0, 1u64);
+    for round in 0..40u64 {
+        for _ in 0..32 {
+            dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(round);
+            let (block, tag) = ((dice >> 33) % (LARGE - 8), (dice >> 20) as u8);
+            let content = Bytes::from(vec![tag; 8 * BLOCK as usize]);
+            written += content.len() as u64;
+            let wrote = device.write_at(block * BLOCK, content).await;
+            wrote.expect("write");
+            expected[block as usize..block as usize + 8].fill(tag);
+        }
+        device.flush().await.expect("flush");
+        collect_all(&pool).await;
+    }
+    let put = store.put_bytes.load(Relaxed) as u64;
+    assert!(put < 2 * written, "{put} bytes for {written}");
+    let there = stored(&store).await;
+    assert!(there < 2 * LARGE * BLOCK, "{there} bytes");
+    let read = device.read_at(0, (LARGE * BLOCK) as usize).await;
+    let read = read.expect("read");
+    let firsts: Vec<u8> = read.iter().step_by(BLOCK as usize).copied().collect();
+    assert_eq!(firsts, expected);
+}
