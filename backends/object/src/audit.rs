@@ -12,9 +12,6 @@ use crate::engine::Engine;
 use crate::gc::Collector;
 use crate::pool::Ready;
 
-/// How often a collection that found something missing is begun again.
-const RETRIES: u32 = 2;
-
 /// Volumes that are looked at together.
 const AT_ONCE: usize = 8;
 
@@ -99,22 +96,19 @@ impl Ready {
                     engine.commit(op).await
                 };
                 match committed.await {
-                    // Somebody else writes that volume by now, and makes its checkpoints.
+                    // Somebody else writes that volume by now, and makes its checkpoints. What is
+                    // known of it here may be collected.
                     Err(error) if error.kind() == ErrorKind::Fenced => {}
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        if engine.is_current(op).await? {
+                            return Err(error);
+                        }
+                    }
                     other => other?,
                 }
             }
         }
-        let collector = Collector::new(op, &self.shared, &self.catalog);
-        let mut tries = 0;
-        let survey = loop {
-            match collector.collect().await {
-                // What was about to be read may just have been replaced, and collected elsewhere.
-                Err(error) if error.kind() == ErrorKind::Corrupt && tries < RETRIES => tries += 1,
-                other => break other?,
-            }
-        };
-        let freed = survey.freed();
+        let freed = self.collect_all(op).await?;
         Ok(Collected {
             freed: ByteSize::new(freed.bytes),
             objects: freed.objects,

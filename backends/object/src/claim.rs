@@ -252,7 +252,11 @@ impl Ready {
         {
             return Ok(true);
         }
-        self.shared.store.delete(op, vec![name]).await?;
+        // Whoever came next went on from it, if it is one of the last two: without it, the writer
+        // that it fences could go on.
+        if !manifest.fences {
+            self.shared.store.delete(op, vec![name]).await?;
+        }
         Ok(false)
     }
 
@@ -349,9 +353,10 @@ enum Free {
 /// The manifest after `newest`, with the same content.
 fn next(log: LogId, newest: Option<Manifest>, base: &Tip, owner: &Owner, phase: Phase) -> Manifest {
     let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
-    let fences = newest
-        .as_ref()
-        .is_some_and(|newest| newest.phase == Phase::Open);
+    // Who is dead for certain sleeps no more.
+    let may_wake =
+        |before: &Manifest| before.phase == Phase::Open && before.owner.life() != Life::Dead;
+    let fences = newest.as_ref().is_some_and(may_wake);
     Manifest {
         log,
         number,
@@ -461,6 +466,14 @@ mod tests {
             .await
             .expect("the store works");
         assert_eq!(there, None);
+        // It may be all that is in the way of a writer whom two others superseded at once.
+        let fences = Manifest {
+            fences: true,
+            ..late
+        };
+        assert!(!ready.put(OP, &fences).await.expect("the store works"));
+        let there = ready.shared.manifest(OP, log, 5).await;
+        assert_eq!(there.expect("the store works"), Some(fences));
         let next = Manifest {
             number: newest.number + 1,
             ..newest

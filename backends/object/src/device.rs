@@ -27,6 +27,8 @@ pub(crate) struct ObjectDevice {
     pub(crate) hold: Hold,
     /// The engine for writing; readers take whichever there is.
     pub(crate) engine: Option<Arc<Engine>>,
+    /// It reads what it was made for and nothing newer.
+    pub(crate) is_bare: bool,
     /// Shows others that the volume is read, as long as it is.
     pub(crate) _mark: Option<Mark>,
 }
@@ -101,6 +103,18 @@ impl ObjectDevice {
         error
     }
 
+    /// The same, once something has turned out to be gone.
+    async fn reading_again(&self, op: &'static str) -> Result<Arc<Engine>> {
+        if let Some(engine) = &self.engine {
+            return Ok(engine.clone());
+        }
+        let of = &self.hold.of;
+        let _turn = of.turn.lock().await;
+        self.ready.catalog.refresh(op).await?;
+        let entry = self.ready.entry_by_id(op, self.id, &self.name)?;
+        self.ready.readable(op, &entry, of).await
+    }
+
     /// The engine to write to.
     fn writing(&self, op: &'static str) -> Result<&Engine> {
         self.engine.as_deref().ok_or_else(|| {
@@ -144,15 +158,18 @@ impl BlockDevice for ObjectDevice {
         }
         let mut tries = 0;
         loop {
-            let engine = self.reading(op).await?;
+            let engine = match tries {
+                0 => self.reading(op).await?,
+                _ => self.reading_again(op).await?,
+            };
             let error = match engine.read(op, range).await {
                 Ok(data) => return Ok(data),
                 Err(error) => self.explained(op, &engine, error).await,
             };
-            // What a reader was about to read may just have been replaced, and collected.
+            // What was about to be read may just have been replaced, and collected.
             self.hold.of.set_fresh(&engine, None);
             tries += 1;
-            if error.kind() != ErrorKind::Corrupt || self.engine.is_some() || tries > RETRIES {
+            if error.kind() != ErrorKind::Corrupt || self.is_bare || tries > RETRIES {
                 return Err(self.named(error));
             }
         }

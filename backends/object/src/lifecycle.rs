@@ -369,7 +369,7 @@ impl Ready {
 
     /// Makes sure that a volume is not in use, and ends its log if it has one; returns what it
     /// holds, which may be `wanted`. To be called in its turn.
-    async fn end_log(
+    pub(crate) async fn end_log(
         &self,
         op: &'static str,
         entry: &Entry,

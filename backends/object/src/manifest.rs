@@ -49,7 +49,8 @@ pub(crate) struct Manifest {
     /// How far the writer's journal is contained in the tip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) journal: Option<JournalMark>,
-    /// What the writer reads from and nobody else may hold, while it copies.
+    /// What the writer reads from and nobody else may hold, while it copies; empty for a garbage
+    /// collection. A log that no volume has counts only with this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pin: Option<Tip>,
 }

@@ -34,6 +34,12 @@ impl Ready {
             ),
             Access::ReadOnly => {
                 let mark = self.reader_mark(op, &entry).await?;
+                // A collection that gives a snapshot's blocks another place looks for marks after
+                // that. So whoever leaves one looks for the place after that.
+                if mark.is_some() && entry.log.is_none() {
+                    self.catalog.refresh(op).await?;
+                }
+                let entry = self.entry_by_id(op, entry.id, name)?;
                 self.readable(op, &entry, &of).await?;
                 (None, mark)
             }
@@ -46,6 +52,7 @@ impl Ready {
             ready: self.clone(),
             hold: of.enter(options.access),
             engine,
+            is_bare: false,
             _mark: mark,
         }))
     }
@@ -131,6 +138,7 @@ impl Ready {
         }
         match engine.is_writer() {
             true => engine.is_current(op).await,
+            false if entry.log.is_none() => Ok(engine.is_fixed_to(&entry.base)),
             false => engine.follow(op).await,
         }
     }
@@ -168,6 +176,7 @@ impl Ready {
             ready: self.clone(),
             hold: of.enter(access),
             engine: writes.then_some(engine),
+            is_bare: true,
             _mark: None,
         }
     }

@@ -84,10 +84,11 @@ impl Owner {
 
     /// Whether it is, or was, a writer of this process.
     pub(crate) fn is_here(&self) -> bool {
-        self.is_in_process_of(&Owner::here(self.instance))
+        self.is_with(&Owner::here(self.instance))
     }
 
-    fn is_in_process_of(&self, other: &Owner) -> bool {
+    /// Whether both are, or were, in the same process.
+    pub(crate) fn is_with(&self, other: &Owner) -> bool {
         self.pid == other.pid
             && self.started == other.started
             && self.pid_namespace == other.pid_namespace
@@ -103,7 +104,7 @@ impl Owner {
         if self.pid_namespace != here.pid_namespace {
             return Life::Elsewhere;
         }
-        if self.is_in_process_of(&here) {
+        if self.is_with(&here) {
             living(|all| all.get(&self.instance).copied().unwrap_or(Life::Dead))
         } else if started(&self.pid.to_string()) == Some(self.started) {
             Life::Lives

@@ -11,6 +11,7 @@ pub mod faults;
 pub mod history;
 pub mod life;
 pub mod model;
+pub mod moved;
 pub mod pattern;
 pub mod rng;
 pub mod runs;

@@ -3,9 +3,11 @@
 use std::env;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use volmux_sim::moved::Counts;
 use volmux_sim::seed::{Report, note_panics, run};
 use volmux_sim::world::{ObjectWorld, World};
 
@@ -71,8 +73,8 @@ fn replay(seed: u64) -> ExitCode {
     print!("{}", report.trace);
     println!("{:?}", volmux_sim::shape::Shape::by_seed(seed));
     println!(
-        "seed {seed}: hash {:016x}, {} events",
-        report.hash, report.events
+        "seed {seed}: hash {:016x}, {} events, moved {:?}",
+        report.hash, report.events, report.moved
     );
     match report.failure {
         Some(failure) => {
@@ -90,8 +92,16 @@ struct Progress {
     done: AtomicU64,
     requests: AtomicU64,
     events: AtomicU64,
+    /// What collections of garbage moved.
+    moved: Mutex<Counts>,
     failed: AtomicU64,
     finished: AtomicBool,
+}
+
+impl Progress {
+    fn moved(&self) -> MutexGuard<'_, Counts> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn run_many(options: &Options) -> ExitCode {
@@ -112,10 +122,12 @@ fn run_many(options: &Options) -> ExitCode {
         began.elapsed().as_secs_f64(),
     );
     println!(
-        "{done} seeds in {took:.1} s ({:.0} a second), {} requests, {} events: {}",
+        "{done} seeds in {took:.1} s ({:.0} a second), {} requests, {} events, \
+         moved {:?}: {}",
         done as f64 / took,
         progress.requests.load(Ordering::Relaxed),
         progress.events.load(Ordering::Relaxed),
+        progress.moved(),
         if progress.failed.load(Ordering::Relaxed) > 0 {
             "FAILED"
         } else {
@@ -145,6 +157,9 @@ fn work(options: &Options, progress: &Progress) {
             .requests
             .fetch_add(report.requests, Ordering::Relaxed);
         progress.events.fetch_add(report.events, Ordering::Relaxed);
+        for (what, count) in report.moved {
+            *progress.moved().entry(what).or_default() += count;
+        }
         progress.done.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -9,6 +9,7 @@ use crate::control;
 use crate::data;
 use crate::life::{live, look_at_everything, start_host};
 use crate::model::{Key, Model, Vol};
+use crate::moved::{Counts, Moved};
 use crate::rng::Rng;
 use crate::shape::{End, Shape};
 use crate::sim::{Failure, Sim, Step};
@@ -28,6 +29,8 @@ pub struct Report {
     pub events: u64,
     /// Number of requests to the store.
     pub requests: u64,
+    /// What collections of garbage moved.
+    pub moved: Counts,
     /// The text of the trace, if it was asked for.
     pub trace: String,
 }
@@ -56,6 +59,7 @@ pub fn run(seed: u64, world: Box<dyn World>, flaw: Option<Flaw>, text: bool) -> 
     let trace = Trace::new(text);
     let store = SimStore::new(seed, trace.clone());
     store.break_it(flaw);
+    let moved = Moved::default();
     CATCH.set(true);
     PANIC.take();
     let result = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -69,7 +73,7 @@ pub fn run(seed: u64, world: Box<dyn World>, flaw: Option<Flaw>, text: bool) -> 
             faulty: Cell::new(false),
             seed,
         });
-        lives(&sim)
+        tracing::subscriber::with_default(moved.clone(), || lives(&sim))
     }));
     CATCH.set(false);
     let panicked = PANIC.take();
@@ -84,6 +88,7 @@ pub fn run(seed: u64, world: Box<dyn World>, flaw: Option<Flaw>, text: bool) -> 
         hash,
         events,
         requests: store.requests(),
+        moved: moved.so_far(),
         trace: trace.text(),
     }
 }

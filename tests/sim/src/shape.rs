@@ -143,6 +143,17 @@ impl Shape {
                 _ => *weight,
             };
         }
+        // What little is needed of is given up only where there is little in an object, and
+        // collections come one after another.
+        if rng.chance(300) {
+            let collect = ACTIONS
+                .iter()
+                .position(|(action, _)| *action == Action::Collect);
+            let often = 400 * rng.within(1..=4);
+            if let Some(weight) = collect.and_then(|at| weights.get_mut(at)) {
+                *weight = often;
+            }
+        }
         // Without these nothing would happen at all.
         for (weight, (action, usual)) in weights.iter_mut().zip(ACTIONS) {
             if matches!(action, Action::Create | Action::Open | Action::Write) {

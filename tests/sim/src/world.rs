@@ -66,7 +66,16 @@ impl ObjectWorld {
     /// With a configuration that the seed decides.
     pub fn by_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed).fork(3);
-        let object = *rng.pick(&[16 << 10, 64 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20]);
+        let object = *rng.pick(&[
+            16 << 10,
+            16 << 10,
+            32 << 10,
+            64 << 10,
+            64 << 10,
+            256 << 10,
+            1 << 20,
+            8 << 20,
+        ]);
         let mut config = ObjectConfig {
             object_size: Some(ByteSize::new(object)),
             cache: Some(ByteSize::new(*rng.pick(&[

@@ -274,11 +274,12 @@ impl Engine {
         }
         self.until_stored(op, role, wanted).await?;
         loop {
-            let (manifest, last) = self.next_manifest(role, phase);
+            let (manifest, last, kept) = self.next_manifest(role, phase);
             let (name, envelope) = self.shared.wrap_manifest(op, &manifest)?;
             match self.shared.store.put_new(op, &name, envelope).await? {
                 Put::Created => {
                     self.advance(role, manifest.number, manifest.tip);
+                    role.kept().drain(..kept);
                     if let Some(journal) = &role.journal {
                         journal.trim(last.journal);
                     }
@@ -318,9 +319,11 @@ impl Engine {
         }
     }
 
-    fn next_manifest(&self, role: &Role, phase: Phase) -> (Manifest, Trailing) {
+    /// The manifest, the last item in it, and how much of what is kept need not be after it.
+    fn next_manifest(&self, role: &Role, phase: Phase) -> (Manifest, Trailing, usize) {
         let number = role.committed().number + 1;
         let state = self.lock();
+        let kept = role.kept().len();
         let (tip, last) = state.stored();
         let (epoch, in_flight) = match &state.writer {
             Some(writer) => (writer.epoch, writer.in_flight()),
@@ -346,7 +349,7 @@ impl Engine {
                 }),
             pin: role.pin.clone(),
         };
-        (manifest, last)
+        (manifest, last, kept)
     }
 
     /// Goes on from a manifest that is in the store, and clears old ones away.

@@ -78,6 +78,7 @@ impl Engine {
             shared,
             state: Mutex::new(state),
             ahead: Ahead::default(),
+            fixed: following.is_none().then(|| tip.clone()),
             following: AsyncMutex::new(following),
             role: None,
         }))
@@ -114,12 +115,14 @@ impl Engine {
             replaying: AtomicBool::new(replay.is_some()),
             journal,
             pin: manifest.pin,
+            kept: Mutex::default(),
         };
         let engine = Arc::new_cyclic(|me| Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
             ahead: Ahead::default(),
+            fixed: None,
             following: AsyncMutex::new(Some(Following::nothing(log))),
             role: Some(role),
         });

@@ -13,6 +13,8 @@ mod frames;
 mod load;
 mod read;
 mod ready;
+mod relocate;
+mod slots;
 mod state;
 mod upload;
 mod view;
@@ -35,6 +37,7 @@ use crate::shared::Shared;
 use crate::tip::Tip;
 
 pub(crate) use self::ahead::MOST as MOST_AHEAD;
+pub(crate) use self::building::{Building, Sealed};
 pub(crate) use self::checkpoint::{IN_FLIGHT, page_name};
 pub(crate) use self::load::Following;
 
@@ -47,6 +50,8 @@ pub(crate) struct Engine {
     ahead: Ahead,
     /// Whose commits a reader follows; a writer once it has ended.
     following: AsyncMutex<Option<Following>>,
+    /// What a reader reads that follows nobody.
+    fixed: Option<Tip>,
     /// Only while the volume is open for writing.
     role: Option<Role>,
 }
@@ -72,6 +77,9 @@ struct Role {
     replaying: AtomicBool,
     /// See `Manifest::pin`.
     pin: Option<Tip>,
+    /// What keeps others from collecting what is in use and not committed. Dropped after `living`:
+    /// whoever sees that this is gone sees that the writer is.
+    kept: Mutex<Vec<Arc<Living>>>,
 }
 
 /// What is wanted of the committing task.
@@ -138,6 +146,11 @@ impl Engine {
         role.is_some_and(|role| role.progress.borrow().ended)
     }
 
+    /// Whether it reads this, and nothing newer.
+    pub(crate) fn is_fixed_to(&self, tip: &Tip) -> bool {
+        self.fixed.as_ref() == Some(tip)
+    }
+
     /// The writing side's tools.
     fn role(&self, op: &'static str) -> Result<&Role> {
         self.role.as_ref().ok_or_else(|| {
@@ -162,6 +175,11 @@ impl Role {
         self.committed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Taken with the state locked, or by itself.
+    fn kept(&self) -> MutexGuard<'_, Vec<Arc<Living>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where changes have to be noted.

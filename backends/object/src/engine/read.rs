@@ -7,13 +7,13 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use volmux_core::{Buffer, ByteRange, Error, ErrorKind, Result};
 
 use super::Engine;
-use super::frames::Contents;
+use super::slots::Slots;
 use super::state::ZEROS;
 use crate::cache::{BlockKey, Fetch, Lead};
 use crate::frame::FRAME;
 use crate::map::{self, ObjectId, ObjectInfo, Place, Run};
 use crate::scrub::Verified;
-use crate::seal::{BlockSeal, CONTENT, Damage};
+use crate::seal::CONTENT;
 use crate::tip::{BLOCK, Root};
 
 /// GETs of one read that are under way at once.
@@ -206,7 +206,7 @@ impl Engine {
             let got = self
                 .get_blocks(op, place.object, place.index..place.index + 1)
                 .await;
-            let content = got.and_then(|slots| slots.content(self, op, place.index));
+            let content = got.and_then(|slots| slots.content(&self.shared, op, place.index));
             return match content {
                 Ok(content) => {
                     let cache = &self.shared.cache;
@@ -273,7 +273,7 @@ impl Engine {
                     let whole = out.whole(*block);
                     let partly = whole.is_none();
                     let target = whole.unwrap_or(&mut content);
-                    slots.open(self, op, place.index, target)?;
+                    slots.open(&self.shared, op, place.index, target)?;
                     if keep {
                         let number = place.object.number();
                         self.shared.cache.put_blocks(number, place.index, target);
@@ -336,7 +336,7 @@ impl Engine {
             let info = self.info(op, object)?;
             let slots = async {
                 self.verify_table(op, &info, object, verified).await?;
-                self.stored_blocks(op, &info, indexes).await
+                self.shared.stored_blocks(op, &info, indexes).await
             };
             let slots = match slots.await {
                 Ok(slots) => slots,
@@ -346,9 +346,9 @@ impl Engine {
                 }
             };
             let mut places = wanted[blocks].iter();
-            results.push(
-                places.try_for_each(|(_, place)| slots.open(self, op, place.index, &mut content)),
-            );
+            results.push(places.try_for_each(|(_, place)| {
+                slots.open(&self.shared, op, place.index, &mut content)
+            }));
         }
         Ok(results)
     }
@@ -379,15 +379,15 @@ impl Engine {
         if let Some(disk) = disk
             && let Some(bytes) = disk.get(&info.key, blocks.clone()).await
         {
-            return Ok(self.slots(&info, blocks.start, bytes));
+            return Ok(Slots::stored(&self.shared.seal, &info, blocks.start, bytes));
         }
         if info.framed {
             let contents = self.framed_blocks(op, object, &info, blocks).await?;
             return Ok(Slots::decompressed(&info, contents));
         }
-        let slots = self.stored_blocks(op, &info, blocks).await?;
+        let slots = self.shared.stored_blocks(op, &info, blocks).await?;
         if let Some(disk) = disk {
-            disk.put(&info.key, slots.first, slots.bytes.clone());
+            disk.put(&info.key, slots.first(), slots.bytes());
         }
         Ok(slots)
     }
@@ -395,80 +395,6 @@ impl Engine {
     fn info(&self, op: &'static str, object: ObjectId) -> Result<ObjectInfo> {
         let info = self.shared.table.info(object);
         info.ok_or_else(|| Error::new(ErrorKind::Internal, op).reason("an object has no name"))
-    }
-
-    fn slots(&self, info: &ObjectInfo, first: u32, bytes: Bytes) -> Slots {
-        Slots {
-            name: info.key.to_string(),
-            seal: Some(self.shared.seal.blocks(&info.key)),
-            first,
-            stride: self.shared.seal.stride(),
-            bytes,
-        }
-    }
-
-    /// Some blocks of one object from the store.
-    async fn stored_blocks(
-        &self,
-        op: &'static str,
-        info: &ObjectInfo,
-        blocks: Range<u32>,
-    ) -> Result<Slots> {
-        let shared = &self.shared;
-        if info.framed {
-            let contents = shared.unframed(op, info, blocks).await?;
-            return Ok(Slots::decompressed(info, contents));
-        }
-        let stride = shared.seal.stride() as u64;
-        let at = |index: u32| (u64::from(info.start) + u64::from(index)) * stride;
-        let name = info.key.to_string();
-        let range = at(blocks.start)..at(blocks.end);
-        let bytes = shared.store.get_range(op, &name, range).await?;
-        let bytes = bytes.ok_or_else(|| shared.missing(op, &name))?;
-        Ok(self.slots(info, blocks.start, bytes))
-    }
-}
-
-/// Blocks of one object as they are stored, or decompressed.
-struct Slots {
-    name: String,
-    /// None where they were verified already.
-    seal: Option<BlockSeal>,
-    first: u32,
-    stride: usize,
-    bytes: Bytes,
-}
-
-impl Slots {
-    fn decompressed(info: &ObjectInfo, contents: Contents) -> Slots {
-        Slots {
-            name: info.key.to_string(),
-            seal: None,
-            first: contents.first,
-            stride: CONTENT,
-            bytes: contents.bytes,
-        }
-    }
-
-    /// Verifies one block and puts its content into `out`.
-    fn open(&self, engine: &Engine, op: &'static str, index: u32, out: &mut [u8]) -> Result<()> {
-        let at = (index - self.first) as usize * self.stride;
-        let slot = self.bytes.get(at..at + self.stride).unwrap_or_default();
-        let opened = match &self.seal {
-            Some(seal) => seal.open(index, slot, out),
-            None if slot.len() != out.len() => Err(Damage::TooShort(slot.len())),
-            None => {
-                out.copy_from_slice(slot);
-                Ok(())
-            }
-        };
-        opened.map_err(|damage| engine.damaged(op, &self.name, damage).with("block", index))
-    }
-
-    fn content(&self, engine: &Engine, op: &'static str, index: u32) -> Result<Bytes> {
-        let mut content = vec![0; CONTENT];
-        self.open(engine, op, index, &mut content)?;
-        Ok(content.into())
     }
 }
 

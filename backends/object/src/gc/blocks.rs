@@ -61,7 +61,6 @@ impl Blocks {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub fn len(&self) -> u64 {
         match self {
             Blocks::Ranges(ranges) => ranges.iter().map(|range| range.len() as u64).sum(),
@@ -71,7 +70,6 @@ impl Blocks {
     }
 
     /// They as ranges, in order, with gaps between them; none where they can't be told.
-    #[cfg(test)]
     pub fn ranges(&self) -> Vec<Range<u32>> {
         let bits = match self {
             Blocks::Ranges(ranges) => return ranges.clone(),

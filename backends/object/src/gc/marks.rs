@@ -8,7 +8,7 @@ use volmux_core::{Error, Result};
 
 use super::blocks::Blocks;
 use crate::keys::ObjectKey;
-use crate::map::{self, ObjectId, ObjectTable, Page, PageStore};
+use crate::map::{self, ObjectId, ObjectInfo, ObjectTable, Page, PageStore};
 use crate::shared::Shared;
 use crate::tip::{PagePtr, TailItem, Tip};
 
@@ -123,6 +123,17 @@ impl Marks {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+
+    /// Where pages were read from, and what their objects are called.
+    pub fn pages(&self) -> &Arc<Pages> {
+        &self.pages
+    }
+
+    /// Every object that holds blocks which are referred to.
+    pub fn data(&self) -> impl Iterator<Item = (ObjectId, ObjectInfo, &Used)> {
+        let with_blocks = self.used.iter().filter(|used| !used.blocks.is_empty());
+        with_blocks.filter_map(|used| Some((used.id?, self.pages.table.info(used.id?)?, used)))
     }
 }
 

@@ -14,6 +14,9 @@
 //! 3. References are followed again, in the catalogue as of that record or later.
 //! 4. Candidates that nothing refers to then are deleted.
 //!
+//! Objects of which little is needed are given up afterwards ([`rewrite`]), and deleted in the
+//! same way.
+//!
 //! A crash at any point leaves garbage for the next collection. Several may run at once.
 //!
 //! A volume whose map can't be read keeps anything from being collected: what it refers to is not
@@ -22,24 +25,30 @@
 mod blocks;
 mod inventory;
 mod marks;
+mod moves;
+mod own;
 mod pass;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 use tracing::warn;
-use volmux_core::Result;
+use volmux_core::{ErrorKind, Result};
 
 use crate::catalog::{Catalog, Change};
 use crate::keys::{self, LogId};
 use crate::owner::{Life, Owner};
+use crate::pool::Ready;
 use crate::shared::Shared;
 use crate::store::Listed;
 
 use inventory::Inventory;
 use pass::Pass;
+use rewrite::Rewriting;
 
 /// Small objects that are read at once.
 const GETS: usize = 16;
@@ -82,6 +91,53 @@ impl Survey {
     }
 }
 
+/// What a collection has found and done, and what it knows by that.
+struct Deleted<'a> {
+    survey: Survey,
+    inventory: Inventory,
+    pass: Pass<'a>,
+}
+
+/// How often a collection that found something missing is begun again.
+const RETRIES: u32 = 2;
+
+/// Goes at giving up objects, in one collection. Each takes up to 1 GiB.
+const REWRITES: usize = 256;
+
+impl Ready {
+    /// Deletes what nobody needs, and gives up objects of which less than half is needed.
+    ///
+    /// # Errors
+    /// As [`Collector::collect`].
+    pub(crate) async fn collect_all(&self, op: &'static str) -> Result<Count> {
+        let mut freed = Count::default();
+        let mut tried = BTreeSet::new();
+        let mut done = false;
+        for _ in 0..REWRITES {
+            let collector = Collector::new(op, &self.shared, &self.catalog);
+            let deleted = collector.delete_patiently().await?;
+            let more = deleted.survey.freed();
+            freed.objects += more.objects;
+            freed.bytes += more.bytes;
+            if done {
+                break;
+            }
+            let rewriting = Rewriting::new(op, self, &collector, &deleted.inventory);
+            match rewriting.run(&deleted.pass, &mut tried).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                // What was put in vain must not stay in a full store.
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NoSpace) => {
+                    warn!(%error, "sparse objects are left as they are this time");
+                    done = true;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(freed)
+    }
+}
+
 /// One collection.
 pub(crate) struct Collector<'a> {
     op: &'static str,
@@ -115,15 +171,33 @@ impl<'a> Collector<'a> {
     /// # Errors
     /// As [`look`](Self::look), with nothing deleted; those of the store.
     pub(crate) async fn collect(&self) -> Result<Survey> {
+        Ok(self.delete().await?.survey)
+    }
+
+    /// As [`delete`](Self::delete), but what was about to be read may just have been replaced, and
+    /// collected elsewhere.
+    async fn delete_patiently(&self) -> Result<Deleted<'a>> {
+        let mut tries = 0;
+        loop {
+            match self.delete().await {
+                Err(error) if error.kind() == ErrorKind::Corrupt && tries < RETRIES => tries += 1,
+                other => return other,
+            }
+        }
+    }
+
+    async fn delete(&self) -> Result<Deleted<'a>> {
         let inventory = Inventory::take(self.op, &self.shared.store).await?;
         let mut pass = Pass::new(self.op, self.shared.clone(), self.catalog);
         pass.follow(&inventory).await?;
         let mut garbage = pass.garbage(&inventory);
+        let mut again = None;
         if !garbage.is_empty() {
             self.move_head().await?;
-            let again = Inventory::take(self.op, &self.shared.store).await?;
-            pass.follow(&again).await?;
+            let now = Inventory::take(self.op, &self.shared.store).await?;
+            pass.follow(&now).await?;
             garbage.retain(|(key, _)| !pass.is_needed(key));
+            again = Some(now);
         }
         let survey = self.survey(&inventory, &pass, garbage).await?;
         let (data, others): (Vec<_>, Vec<_>) = survey
@@ -134,7 +208,11 @@ impl<'a> Collector<'a> {
         self.shared.store.delete(self.op, data).await?;
         // Manifests of a dead log go last: as long as they are there, it is known to be dead.
         self.shared.store.delete(self.op, others).await?;
-        Ok(survey)
+        Ok(Deleted {
+            survey,
+            inventory: again.unwrap_or(inventory),
+            pass,
+        })
     }
 
     async fn move_head(&self) -> Result<()> {
@@ -194,19 +272,20 @@ impl<'a> Collector<'a> {
         let mut dead = Vec::new();
         for (volume, mark) in &inventory.readers {
             let gone = self.catalog.read(|state| state.by_id(*volume).is_none());
-            if gone || self.is_dead(&mark.name).await? {
+            if gone || self.life(&mark.name).await? == Some(Life::Dead) {
                 dead.push(mark.clone());
             }
         }
         Ok(dead)
     }
 
-    async fn is_dead(&self, mark: &str) -> Result<bool> {
+    /// Of who left a mark; none where the mark is gone.
+    async fn life(&self, mark: &str) -> Result<Option<Life>> {
         let Some(body) = self.shared.store.get(self.op, mark).await? else {
-            return Ok(false);
+            return Ok(None);
         };
         let owner: Option<Owner> = serde_json::from_slice(&body).ok();
-        Ok(owner.is_some_and(|owner| owner.life() == Life::Dead))
+        Ok(Some(owner.map_or(Life::Elsewhere, |owner| owner.life())))
     }
 }
 

@@ -1,10 +1,11 @@
 //! Following all references, once or again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use volmux_core::Result;
+use tracing::warn;
+use volmux_core::{ErrorKind, Result};
 
 use super::GETS;
 use super::inventory::Inventory;
@@ -12,8 +13,9 @@ use super::marks::Marks;
 use crate::catalog::{Catalog, Entry};
 use crate::keys::{LogId, ObjectKey};
 use crate::manifest::{Manifest, Phase};
-use crate::owner::Life;
+use crate::owner::{Life, Owner};
 use crate::shared::Shared;
+use crate::tip::Tip;
 
 /// What is needed, as far as it was followed.
 pub(super) struct Pass<'a> {
@@ -22,6 +24,13 @@ pub(super) struct Pass<'a> {
     catalog: &'a Catalog,
     pub marks: Marks,
     logs: BTreeMap<LogId, Log>,
+    /// Writers of volumes who died and were not succeeded yet.
+    dead: Vec<Owner>,
+    /// Logs of copies and collections whose owner died.
+    doubtful: BTreeMap<LogId, Manifest>,
+    /// What copies hold on to. Each is followed by itself: one that can't be must not hide what
+    /// others have in common with it.
+    pins: HashMap<Arc<Tip>, Marks>,
 }
 
 /// What is known of a log from its newest manifest.
@@ -43,6 +52,9 @@ impl<'a> Pass<'a> {
             shared,
             catalog,
             logs: BTreeMap::new(),
+            dead: Vec::new(),
+            doubtful: BTreeMap::new(),
+            pins: HashMap::new(),
         }
     }
 
@@ -67,12 +79,21 @@ impl<'a> Pass<'a> {
             .map(|(log, number)| newest(op, &shared, log, number))
             .buffered(GETS);
         while let Some(manifest) = newest.try_next().await? {
-            if let Some(manifest) = manifest {
-                let counts = live.contains(&manifest.log);
-                self.take(manifest, counts).await?;
+            let Some(manifest) = manifest else { continue };
+            let live = live.contains(&manifest.log);
+            if manifest.phase == Phase::Open && manifest.owner.life() == Life::Dead {
+                match live {
+                    true => self.dead.push(manifest.owner.clone()),
+                    false if manifest.pin.is_some() => {
+                        self.doubtful.insert(manifest.log, manifest.clone());
+                    }
+                    false => {}
+                }
             }
+            self.take(manifest, live).await?;
         }
         drop(newest);
+        self.take_named().await?;
         // A copy becomes a volume before its log is closed. One that was closed when its manifest
         // was read is in the catalogue by now, if it ever comes there.
         self.catalog.refresh(self.op).await?;
@@ -84,6 +105,29 @@ impl<'a> Pass<'a> {
             }
         }
         self.follow_bases(&known).await
+    }
+
+    /// A process that died may have had a collection put blocks into a log, and sent a manifest of
+    /// another that names them, which has not arrived yet. It never does once somebody else has
+    /// opened that volume.
+    async fn take_named(&mut self) -> Result<()> {
+        let may_be_named = |doubtful: &Manifest| {
+            self.dead.iter().any(|dead| dead.is_with(&doubtful.owner))
+                && self
+                    .logs
+                    .get(&doubtful.log)
+                    .is_some_and(|log| !log.counts && log.number == doubtful.number)
+        };
+        let named: Vec<Manifest> = self
+            .doubtful
+            .values()
+            .filter(|doubtful| may_be_named(doubtful))
+            .cloned()
+            .collect();
+        for manifest in named {
+            self.take(manifest, true).await?;
+        }
+        Ok(())
     }
 
     /// What entries say themselves counts where their log has no manifest yet. It also does where
@@ -106,11 +150,15 @@ impl<'a> Pass<'a> {
     }
 
     async fn take(&mut self, manifest: Manifest, live: bool) -> Result<()> {
-        let writes = manifest.phase == Phase::Open && manifest.owner.life() != Life::Dead;
+        // Only who copies, or collects, writes to a log that no volume has. What else such a log
+        // still has is left over from a volume, and what it names may be gone.
+        let may_write = live || manifest.pin.is_some();
+        let open = manifest.phase == Phase::Open;
+        let writes = open && may_write && manifest.owner.life() != Life::Dead;
         let counts = live || writes;
         // A writer that is dead may have sent a manifest that has not arrived yet; only the next
         // one's claim makes sure that it never counts. In a log that no volume has it never does.
-        let in_flight = manifest.phase == Phase::Open && counts;
+        let in_flight = open && counts;
         let log = Log {
             number: manifest.number,
             epoch: manifest.epoch,
@@ -121,11 +169,28 @@ impl<'a> Pass<'a> {
         if !counts {
             return Ok(());
         }
-        let pin = manifest.pin.filter(|_| writes);
-        for tip in [Some(manifest.tip), pin].into_iter().flatten() {
-            let followed = self.marks.follow(&Arc::new(tip)).await;
-            followed.map_err(|error| self.named(error, manifest.log))?;
+        let followed = self.marks.follow(&Arc::new(manifest.tip)).await;
+        followed.map_err(|error| self.named(error, manifest.log))?;
+        match manifest.pin.filter(|_| writes) {
+            Some(pin) => self.follow_pin(Arc::new(pin)).await,
+            None => Ok(()),
         }
+    }
+
+    /// What a copy holds on to. Where some of it is gone, the copy was begun on something that was
+    /// just being collected, and is begun again or fails.
+    async fn follow_pin(&mut self, pin: Arc<Tip>) -> Result<()> {
+        if self.pins.contains_key(&pin) {
+            return Ok(());
+        }
+        let mut marks = Marks::new(self.shared.clone());
+        match marks.follow(&pin).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                warn!(%error, "a copy reads what is not there any more");
+            }
+            other => other?,
+        }
+        self.pins.insert(pin, marks);
         Ok(())
     }
 
@@ -137,11 +202,12 @@ impl<'a> Pass<'a> {
 
     /// Whether an object is referred to, or may come to be.
     pub fn is_needed(&self, key: &ObjectKey) -> bool {
-        if self.marks.is_used(key) {
+        if self.marks.is_used(key) || self.pins.values().any(|pin| pin.is_used(key)) {
             return true;
         }
         match self.logs.get(&key.log) {
-            Some(log) if key.epoch > log.epoch => true,
+            // A later writer's. Of a dead log, only an early manifest may be left that fences.
+            Some(log) if key.epoch > log.epoch => log.counts,
             Some(log) => {
                 let in_flight = log.in_flight.filter(|_| key.epoch == log.epoch);
                 in_flight.is_some_and(|first| key.seq >= first)
@@ -155,6 +221,16 @@ impl<'a> Pass<'a> {
     pub fn newest(&self, log: LogId) -> Option<u64> {
         let log = self.logs.get(&log)?;
         log.counts.then_some(log.number)
+    }
+
+    /// The logs that are copied into and that no volume has, and their newest manifests.
+    pub fn copies(&self) -> Vec<(LogId, u64)> {
+        let live = self.live_logs();
+        let copies = self
+            .logs
+            .iter()
+            .filter(|(id, log)| log.counts && !live.contains(id));
+        copies.map(|(id, log)| (*id, log.number)).collect()
     }
 
     /// The logs that volumes have.

@@ -7,6 +7,7 @@ mod diff;
 mod measure;
 mod overlay;
 mod page;
+mod relocate;
 mod rewrite;
 mod table;
 mod tree;
@@ -17,6 +18,7 @@ pub(crate) use overlay::{Overlay, Span};
 pub(crate) use page::Page;
 #[cfg(any(test, fuzzing))]
 pub(crate) use page::span;
+pub(crate) use relocate::{Moves, Relocator};
 pub(crate) use rewrite::{PageSink, apply};
 pub(crate) use table::{ObjectId, ObjectInfo, ObjectTable};
 pub(crate) use tree::{PageStore, walk};

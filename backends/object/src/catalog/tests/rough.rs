@@ -28,6 +28,8 @@ pub(crate) struct Rough {
     pub lost: AtomicUsize,
     /// Puts that fail without being carried out, from now on.
     pub refused: AtomicUsize,
+    /// There is no room for anything that has more bytes.
+    pub room: AtomicUsize,
     random: AtomicU64,
 }
 
@@ -35,6 +37,7 @@ impl Rough {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Rough {
             random: seed.into(),
+            room: usize::MAX.into(),
             ..Rough::default()
         })
     }
@@ -98,6 +101,12 @@ impl ObjectStore for Rough {
         self.put_bytes.fetch_add(body.content_length(), Relaxed);
         if take(&self.refused) {
             return Err(broken());
+        }
+        if body.content_length() > self.room.load(Relaxed) {
+            return Err(Error::Generic {
+                store: "rough",
+                source: std::io::Error::from_raw_os_error(28).into(),
+            });
         }
         let put = self.around(self.inner.put_opts(at, body, how)).await;
         if take(&self.lost) { Err(broken()) } else { put }

@@ -47,6 +47,9 @@ enum Op {
         volume: u8,
     },
     Collect,
+    /// Opens the newest snapshot for reading, and keeps it open.
+    Hold,
+    Look,
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -67,7 +70,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => volume.clone().prop_map(|volume| Op::Delete { volume }),
         1 => Just(Op::DropSnapshot),
         3 => volume.prop_map(|volume| Op::Check { volume }),
-        2 => Just(Op::Collect),
+        3 => Just(Op::Collect),
+        1 => Just(Op::Hold),
+        2 => Just(Op::Look),
     ]
 }
 
@@ -87,6 +92,7 @@ struct Actor<'a> {
     volumes: BTreeMap<String, Content>,
     world: &'a RefCell<World>,
     tag: u8,
+    held: Option<(Arc<dyn BlockDevice>, Content)>,
 }
 
 impl Actor<'_> {
@@ -175,7 +181,29 @@ impl Actor<'_> {
                 );
             }
             Op::Collect => {
-                collect(&self.pool).await;
+                let collected = self.pool.collect_garbage().await;
+                collected.expect("a collection");
+            }
+            Op::Hold => {
+                let newest = self.world.borrow().snapshots.last().cloned();
+                let Some((snapshot, _, content)) = newest else {
+                    return;
+                };
+                let options = OpenOptions::read_only();
+                match self.pool.open_volume(&name(&snapshot), options).await {
+                    Ok(device) => self.held = Some((device, content)),
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
+                }
+            }
+            Op::Look => {
+                if let Some((device, content)) = &self.held {
+                    let read = device
+                        .read_at(0, device.size() as usize)
+                        .await
+                        .expect("read");
+                    let firsts: Vec<u8> = read.iter().step_by(BLOCK as usize).copied().collect();
+                    assert_eq!(firsts, *content, "{}", device.name());
+                }
             }
         }
     }
@@ -334,7 +362,8 @@ proptest! {
             let actors = (0..3u8).map(|who| async move {
                 let pool = pool(store_of).await;
                 let (volumes, world, tag) = (BTreeMap::new(), world_of, who * 80);
-                Actor { who, pool, volumes, world, tag }
+                let held = None;
+                Actor { who, pool, volumes, world, tag, held }
             });
             let mut actors = join_all(actors).await;
             create(&actors[0].pool, "first").await;
@@ -346,6 +375,10 @@ proptest! {
             }))
             .await;
             store.slow.store(false, Relaxed);
+            for actor in &mut actors {
+                actor.held = None;
+            }
+            settle().await;
             check_and_clear(&store, &actors, &world).await;
         });
     }

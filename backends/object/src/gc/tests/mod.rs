@@ -1,6 +1,8 @@
 //! Collections on pools that are used as others would use them.
 
 mod concurrent;
+mod late;
+mod rewriting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,12 +38,16 @@ fn name(name: &str) -> VolumeName {
 
 /// A pool as another process would have it.
 async fn pool(store: &Arc<Rough>) -> Arc<ObjectPool> {
+    pool_with(store, ByteSize::mib(1)).await
+}
+
+async fn pool_with(store: &Arc<Rough>, cache: ByteSize) -> Arc<ObjectPool> {
     // Of writers in one process, no two may have the same identity, whatever store they are on.
     static SEED: AtomicU64 = AtomicU64::new(1 << 40);
     let seed = SEED.fetch_add(1, Relaxed);
     let mut config = ObjectConfig::new(Location::Memory);
     config.object_size = Some(ByteSize::kib(64));
-    config.cache = Some(ByteSize::mib(1));
+    config.cache = Some(cache);
     let store: Arc<dyn ObjectStore> = store.clone();
     ObjectPool::over(store, config, seed)
         .await
@@ -439,6 +445,48 @@ async fn what_comes_into_the_catalogue_in_between_is_needed() {
         .try_commit(OP, head, vec![Change::Put(late)])
         .await;
     assert!(!too_late.expect("the store works"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_process_may_have_named_stays_until_nobody_can_find_it() {
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    create(&pool, "a").await;
+    filled(&pool, "a", 0..4, 1).await;
+    let (log, newest) = tip_of(&pool, "a").await;
+    let ready = ready(&pool).await;
+    let died = || Living::begin(ready.shared.ids.uuid()).owner().clone();
+    let number = newest.number + 1;
+    let open = |log, number, owner| Manifest {
+        log,
+        number,
+        epoch: number,
+        phase: Phase::Open,
+        owner,
+        ..newest.clone()
+    };
+    // A writer who died, and a collection of the same process.
+    let own = LogId(ready.shared.ids.uuid());
+    let collecting = Manifest {
+        tip: Tip::EMPTY,
+        pin: Some(Tip::EMPTY),
+        ..open(own, 1, died())
+    };
+    for manifest in [open(log, number, died()), collecting] {
+        let (manifest, body) = ready.shared.wrap_manifest(OP, &manifest).expect("it fits");
+        put(&store, &manifest, body.to_vec()).await;
+    }
+    let object = ObjectKey {
+        log: own,
+        epoch: 1,
+        seq: 3,
+    };
+    put(&store, &object.to_string(), vec![1; 100]).await;
+    collect(&pool).await;
+    assert!(objects(&store).await.contains(&object));
+    filled(&pool, "a", 4..8, 2).await;
+    collect(&pool).await;
+    assert!(!objects(&store).await.contains(&object));
 }
 
 #[tokio::test(start_paused = true)]
