@@ -22,6 +22,7 @@ use crate::cache::{Cache, DiskCache, Tables};
 use crate::catalog::{Catalog, Entry};
 use crate::config::ObjectConfig;
 use crate::connect::{self, Connected};
+use crate::engine::Buffers;
 use crate::ids::Ids;
 use crate::map::ObjectTable;
 use crate::owner::Living;
@@ -143,6 +144,7 @@ impl ObjectPool {
                     table: ObjectTable::new(),
                     cache: Cache::new(settings.cache)?,
                     tables: Tables::new(settings.tables)?,
+                    buffers: Buffers::new(settings.object_blocks * seal.stride(), settings.pending),
                     ids: self.ids.clone(),
                     settings,
                 };

@@ -10,7 +10,7 @@ use volmux_core::{ErrorKind, Result};
 use crate::cache::{Cache, DiskCache, Tables};
 use crate::codec::Malformed;
 use crate::config::{Compression, ObjectConfig};
-use crate::engine::{self, page_name};
+use crate::engine::{self, Buffers, page_name};
 use crate::envelope::Kind;
 use crate::frame::Codec;
 use crate::ids::Ids;
@@ -81,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) tables: Tables,
     /// Slots on a local disk, where the pool has that.
     pub(crate) disk: Option<DiskCache>,
+    pub(crate) buffers: Buffers,
     pub(crate) ids: Arc<Ids>,
     pub(crate) settings: Settings,
 }

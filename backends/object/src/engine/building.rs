@@ -1,6 +1,6 @@
 //! The data object that writes are gathered in, and those that are on their way to the store.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use volmux_core::Result;
 
 use crate::data::{Header, strides};
@@ -17,7 +17,8 @@ pub(crate) struct Building {
     pub(crate) key: ObjectKey,
     header: Header,
     /// Whole slots of the seal's stride.
-    slots: Vec<u8>,
+    slots: BytesMut,
+    capacity: usize,
     stride: usize,
     /// Checksums are made as blocks come in; what is encrypted is kept plain until it is put.
     checksums: Option<BlockSeal>,
@@ -28,13 +29,16 @@ const MOST_EXTENTS: usize = 1 << 16;
 
 impl Building {
     /// An empty one with room for `blocks` blocks.
-    pub(crate) fn new(id: ObjectId, key: ObjectKey, seal: &Seal, blocks: usize) -> Self {
+    pub(crate) fn new(id: ObjectId, key: ObjectKey, shared: &Shared, blocks: usize) -> Self {
+        let seal = &shared.seal;
         let stride = seal.stride();
+        let capacity = blocks * stride;
         Building {
             id,
             key,
             header: Header::default(),
-            slots: Vec::with_capacity(blocks * stride),
+            slots: shared.buffers.take(capacity),
+            capacity,
             stride,
             checksums: seal.key().is_none().then(|| seal.blocks(&key)),
         }
@@ -45,7 +49,7 @@ impl Building {
         if self.header.extents.len() >= MOST_EXTENTS {
             return 0;
         }
-        (self.slots.capacity() - self.slots.len()) / self.stride
+        (self.capacity - self.slots.len()) / self.stride
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -145,7 +149,7 @@ impl Sealed {
             id,
             key,
             header,
-            slots: slots.into(),
+            slots: slots.freeze(),
             stride,
             bytes,
         })

@@ -6,6 +6,7 @@
 //! ([`checkpoint`]). Reads ask these places in the opposite order ([`read`]).
 
 mod ahead;
+mod buffers;
 mod building;
 mod checkpoint;
 mod commit;
@@ -37,6 +38,7 @@ use crate::shared::Shared;
 use crate::tip::Tip;
 
 pub(crate) use self::ahead::MOST as MOST_AHEAD;
+pub(crate) use self::buffers::Buffers;
 pub(crate) use self::building::{Building, Sealed};
 pub(crate) use self::checkpoint::{IN_FLIGHT, page_name};
 pub(crate) use self::load::Following;

@@ -123,7 +123,7 @@ impl Writer {
             None => {
                 let key = self.take_seq();
                 let id = shared.table.reserve(&key)?;
-                Building::new(id, key, &shared.seal, self.capacity)
+                Building::new(id, key, shared, self.capacity)
             }
         };
         Ok(self.building.insert(building))

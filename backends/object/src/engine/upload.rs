@@ -22,7 +22,12 @@ impl Engine {
     /// engine ends: what it holds was taken over from a caller.
     pub(super) fn upload(&self, sealed: Arc<Sealed>) {
         if let Some(engine) = self.me.upgrade() {
-            tokio::spawn(async move { engine.upload_until_stored(&sealed).await });
+            tokio::spawn(async move {
+                engine.upload_until_stored(&sealed).await;
+                if let Some(sealed) = Arc::into_inner(sealed) {
+                    engine.shared.buffers.give(sealed.slots);
+                }
+            });
         }
     }
 
@@ -78,7 +83,7 @@ impl Engine {
         };
         let shared = &*self.shared;
         let id = shared.table.reserve(&key)?;
-        let mut building = Building::new(id, key, &shared.seal, 1);
+        let mut building = Building::new(id, key, shared, 1);
         building
             .push(block, &content)
             .map_err(|damage| self.damaged(op, &key.to_string(), damage))?;

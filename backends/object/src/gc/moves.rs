@@ -211,7 +211,7 @@ impl Copier<'_> {
             let key = self.own.key();
             let id = shared.table.reserve(&key)?;
             let blocks = shared.settings.object_blocks;
-            let building = Building::new(id, key, &shared.seal, blocks);
+            let building = Building::new(id, key, shared, blocks);
             self.building = Some((building, self.table.reserve(&key)?));
         }
         let Some((building, id)) = &mut self.building else {
