@@ -65,6 +65,11 @@ impl FrameTable {
         }
     }
 
+    /// Blocks in the object.
+    pub(crate) fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
     pub(crate) fn codec(&self) -> Codec {
         self.codec
     }
@@ -81,7 +86,7 @@ impl FrameTable {
         blocks.min(FRAME.into()) as usize * CONTENT
     }
 
-    /// Bytes of a frame in the store, of which `tail` protect it; none where there is no such frame.
+    /// Bytes of a frame in the store, of which `tail` protect it; none if there is no such frame.
     pub(crate) fn stored(&self, frame: u32, tail: usize) -> Option<usize> {
         let length = self.lengths.get(frame as usize)?;
         Some(usize::from(*length) + 1 + tail)

@@ -128,6 +128,12 @@ proptest! {
     }
 
     #[test]
+    fn what_a_fuzzer_does_is_withstood(which in 4..6u8, mut bytes in vec(any::<u8>(), 0..200)) {
+        bytes.insert(0, which);
+        crate::fuzz::decode(&bytes);
+    }
+
+    #[test]
     fn a_header_with_a_table_reads_back(
         header in any_header(),
         zstd in any::<bool>(),

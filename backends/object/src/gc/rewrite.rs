@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use tracing::debug;
+use tracing::{debug, warn};
 use volmux_core::{ErrorKind, Result, VolumeId};
 
 use super::inventory::Inventory;
@@ -30,7 +30,7 @@ use crate::catalog::{Change as Record, Entry};
 use crate::engine::Engine;
 use crate::keys::{LogId, ObjectKey};
 use crate::manifest::{Manifest, Phase};
-use crate::map::Relocator;
+use crate::map::{ObjectInfo, Relocator};
 use crate::owner::Life;
 use crate::pool::Ready;
 use crate::tip::{Root, Tip};
@@ -96,7 +96,7 @@ impl<'a> Rewriting<'a> {
     /// Gives up some objects, none of which is in `tried`, and adds them to it. Returns how many
     /// blocks were copied: nothing is left to do once that is 0.
     pub async fn run(&self, pass: &Pass<'_>, tried: &mut BTreeSet<ObjectKey>) -> Result<u64> {
-        let mut worst = self.sparse(&pass.marks);
+        let mut worst = self.sparse(&pass.marks).await?;
         worst.retain(|sparse| !tried.contains(&sparse.key));
         if worst.is_empty() {
             return Ok(0);
@@ -143,24 +143,52 @@ impl<'a> Rewriting<'a> {
     }
 
     /// Objects of which less than half is needed, those of which least is first.
-    fn sparse(&self, marks: &Marks) -> Vec<Sparse> {
+    async fn sparse(&self, marks: &Marks) -> Result<Vec<Sparse>> {
         let lengths: HashMap<ObjectKey, u64> = self.inventory.data.iter().copied().collect();
-        let stride = self.ready.shared.seal.stride() as u64;
+        let shared = &self.ready.shared;
+        let stride = shared.seal.stride() as u64;
+        let full = shared.settings.object_blocks as u64;
         let mut sparse: Vec<(u64, Sparse)> = Vec::new();
+        let mut note = |key: ObjectKey, needed: u64, blocks: u64| {
+            if needed < blocks.div_ceil(2) {
+                sparse.push((needed * 1000 / blocks, Sparse { key, needed }));
+            }
+        };
+        let mut framed: Vec<(ObjectInfo, u64)> = Vec::new();
         for (_, info, used) in marks.data() {
             let Some(length) = lengths.get(&info.key) else {
                 continue;
             };
-            let blocks = (length / stride).saturating_sub(info.start.into());
             let needed = used.blocks.len();
-            if used.pages || used.tail || info.framed || needed >= blocks.div_ceil(2) {
-                continue;
+            match info.framed {
+                _ if used.pages || used.tail => {}
+                false => note(
+                    info.key,
+                    needed,
+                    (length / stride).saturating_sub(info.start.into()),
+                ),
+                // Only its header tells how many blocks it has, which is hardly more than this.
+                true if needed < full.div_ceil(2) => framed.push((info, needed)),
+                true => {}
             }
-            let key = info.key;
-            sparse.push((needed * 1000 / blocks, Sparse { key, needed }));
         }
+        let mut tables = stream::iter(framed)
+            .map(|(info, needed)| async move {
+                (info, needed, shared.frame_table(self.op, &info).await)
+            })
+            .buffered(GETS);
+        while let Some((info, needed, table)) = tables.next().await {
+            match table {
+                Ok(table) => note(info.key, needed, table.blocks().into()),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    warn!(%error, "a damaged object is left as it is");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        drop(tables);
         sparse.sort_by_key(|(needed, sparse)| (*needed, sparse.key));
-        sparse.into_iter().map(|(_, sparse)| sparse).collect()
+        Ok(sparse.into_iter().map(|(_, sparse)| sparse).collect())
     }
 
     async fn holders(&self, pass: &Pass<'_>) -> Result<Holders> {
