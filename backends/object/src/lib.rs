@@ -39,6 +39,7 @@ mod store;
 mod tip;
 mod uses;
 mod walk;
+mod watched;
 
 pub use backend::ObjectBackend;
 pub use config::{Compression, Encryption, Flush, Location, ObjectConfig};

@@ -19,7 +19,7 @@ mod write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
 use volmux_core::{Error, ErrorKind, Result};
 
 use self::commit::{Committed, Progress};
@@ -30,6 +30,7 @@ use crate::owner::Living;
 use crate::seal::Damage;
 use crate::shared::Shared;
 use crate::tip::Tip;
+use crate::watched::Watched;
 
 pub(crate) use self::building::{Building, Sealed};
 pub(crate) use self::checkpoint::page_name;
@@ -61,7 +62,7 @@ struct Role {
     /// Told whenever there is something to commit, or to end.
     wanted: Notify,
     requests: Mutex<Requests>,
-    progress: watch::Sender<Progress>,
+    progress: Watched<Progress>,
     committed: Mutex<Committed>,
     /// Held while a checkpoint is made.
     checkpointing: AsyncMutex<()>,
@@ -131,7 +132,7 @@ impl Engine {
     /// Whether it was for writing, and has ended.
     pub(crate) fn has_ended(&self) -> bool {
         let role = self.role.as_ref();
-        role.is_some_and(|role| role.progress.borrow().ended)
+        role.is_some_and(|role| role.progress.now().ended)
     }
 
     /// Whether it reads this, and nothing newer.
