@@ -169,6 +169,48 @@ async fn a_cold_block_costs_one_get_and_a_warm_one_none() {
 }
 
 #[tokio::test]
+async fn a_reader_asks_the_store_no_more_than_a_writer() {
+    let lab = Lab::new();
+    written(&lab).await;
+    let pool = lab.pool().await;
+    let options = OpenOptions::read_only();
+    let device = pool.open_volume(&name("v"), options).await.expect("open");
+    let read_all = async || -> volmux::Result<()> {
+        for offset in shuffled(32 * MIB / BLOCK).step_by(31) {
+            device.read_at(offset, BLOCK as usize).await?;
+        }
+        Ok(())
+    };
+    let ((), cold) = lab.asked(read_all()).await;
+    let ((), warm) = lab.asked(read_all()).await;
+    let reads = 32 * MIB / BLOCK / 31 + 1;
+    // The map, and now and then a look whether somebody has written.
+    let spare = 16;
+    assert!(cold.counts.requests() <= reads + spare, "{:?}", cold.counts);
+    assert!(warm.counts.requests() <= spare, "{:?}", warm.counts);
+}
+
+#[tokio::test]
+async fn who_reads_in_sequence_finds_what_was_read_ahead() {
+    let lab = Lab::new();
+    written(&lab).await;
+    let pool = lab.pool().await;
+    let device = open(&*pool, "v").await;
+    let sequence = async {
+        for block in 0..16 * MIB / BLOCK {
+            device.read_at(block * BLOCK, BLOCK as usize).await?;
+        }
+        Ok(())
+    };
+    let ((), asked) = lab.asked(sequence).await;
+    // The first few one by one, then more and more at once.
+    assert!(asked.counts.get <= 24, "{}", asked.requests);
+    // No more than the last window is read in vain.
+    let most = (16 + 4) * MIB * 4100 / 4096 + MIB;
+    assert!(asked.counts.bytes_out <= most, "{}", asked.requests);
+}
+
+#[tokio::test]
 async fn readers_of_one_cold_block_share_its_get() {
     let lab = Lab::new();
     written(&lab).await;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use object_store::memory::InMemory;
 use tempfile::TempDir;
-use volmux::object::{Encryption, Flush, Location, ObjectConfig, ObjectPool, PoolKey};
+use volmux::object::{Compression, Encryption, Flush, Location, ObjectConfig, ObjectPool, PoolKey};
 use volmux::{ByteSize, Pool};
 
 use crate::fixture::{Fixture, PoolSettings, Storage};
@@ -29,6 +29,7 @@ pub struct ObjectStorage {
     place: Place,
     journals: Option<TempDir>,
     encrypted: bool,
+    compression: Compression,
 }
 
 impl ObjectStorage {
@@ -54,6 +55,7 @@ impl ObjectStorage {
             place,
             journals: None,
             encrypted: false,
+            compression: Compression::None,
         }
     }
 
@@ -68,6 +70,13 @@ impl ObjectStorage {
     #[must_use]
     pub fn encrypted(mut self) -> Self {
         self.encrypted = true;
+        self
+    }
+
+    /// Data is compressed.
+    #[must_use]
+    pub fn compressed(mut self, compression: Compression) -> Self {
+        self.compression = compression;
         self
     }
 }
@@ -105,6 +114,7 @@ impl Storage for ObjectStorage {
             config.journal = Some(journals.path().to_owned());
             config.journal_size = Some(ByteSize::mib(32));
         }
+        config.compression = Some(self.compression);
         if self.encrypted {
             config.encryption = Some(Encryption::Aes256Gcm);
             config.key = Some(PoolKey::new([7; 32]));

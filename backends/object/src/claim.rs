@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::catalog::{Change, Entry};
+use crate::engine::Following;
 use crate::journal::{Journal, Replay};
 use crate::keys::{self, LogId};
 use crate::manifest::{JournalMark, Manifest, Phase};
@@ -224,13 +225,14 @@ impl Ready {
         &self,
         op: &'static str,
         entry: &Entry,
-    ) -> Result<(u64, Tip)> {
-        if let Some(log) = entry.log
-            && let Some(newest) = self.shared.newest_manifest(op, log, 0).await?
-        {
-            return Ok((newest.number, newest.tip));
-        }
-        Ok((0, Tip::clone(&entry.base)))
+    ) -> Result<(Option<Following>, Tip)> {
+        let Some(log) = entry.log else {
+            return Ok((None, Tip::clone(&entry.base)));
+        };
+        Ok(match self.shared.newest_manifest(op, log, 0).await? {
+            Some(newest) => (Some(Following::of(&newest)), newest.tip),
+            None => (Some(Following::nothing(log)), Tip::clone(&entry.base)),
+        })
     }
 
     /// Puts a manifest, and says whether it is the log's newest now.

@@ -119,6 +119,12 @@ fn plain(config: &ObjectConfig) -> bool {
     })
 }
 
+/// Whether nobody can change what is on its way to an endpoint.
+fn is_private(endpoint: &str) -> bool {
+    url::Url::parse(endpoint)
+        .is_ok_and(|url| url.scheme() == "https" || url.host_str().is_some_and(is_loopback))
+}
+
 fn s3(config: &ObjectConfig, bucket: &str) -> Result<impl ObjectStore + use<>> {
     let mut builder = match Credentials::load(config)? {
         None => AmazonS3Builder::from_env(),
@@ -156,7 +162,12 @@ fn s3(config: &ObjectConfig, bucket: &str) -> Result<impl ObjectStore + use<>> {
     } else if let Some(path_style) = config.path_style {
         builder = builder.with_virtual_hosted_style_request(!path_style);
     }
-    builder.build().map_err(|error| unusable(config, &error))
+    let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
+    let signed = config.sign_payload || endpoint.is_some_and(|endpoint| !is_private(&endpoint));
+    builder
+        .with_unsigned_payload(!signed)
+        .build()
+        .map_err(|error| unusable(config, &error))
 }
 
 fn azure(config: &ObjectConfig, container: &str) -> Result<impl ObjectStore + use<>> {
@@ -285,6 +296,25 @@ mod tests {
             .await
             .expect_err("no account");
         assert!(error.to_string().contains("account=NAME"), "{error}");
+    }
+
+    #[test]
+    fn what_travels_without_tls_is_signed() {
+        for private in [
+            "https://s3.example",
+            "http://127.0.0.1:9000",
+            "http://[::1]:1/x",
+        ] {
+            assert!(is_private(private), "{private}");
+        }
+        for open in [
+            "http://10.0.0.1:9000",
+            "http://s3.example",
+            "s3.example",
+            "",
+        ] {
+            assert!(!is_private(open), "{open}");
+        }
     }
 
     #[tokio::test]

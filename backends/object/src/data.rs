@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_varint};
+use crate::seal::Seal;
 
 /// What one write, or some that follow one another, put into a data object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,13 @@ impl Header {
     /// Reads what [`encode`](Self::encode) wrote.
     pub(crate) fn decode(body: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(body);
+        let header = Self::read(&mut reader)?;
+        reader.end()?;
+        Ok(header)
+    }
+
+    /// Reads it from the beginning of something longer.
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let count = reader.count(2)?;
         let mut extents = Vec::with_capacity(count);
         let mut stored = 0u64;
@@ -80,7 +88,6 @@ impl Header {
                 hole,
             });
         }
-        reader.end()?;
         if stored > u64::from(u32::MAX) {
             return Err(Malformed("it tells of more blocks than an object can hold"));
         }
@@ -92,15 +99,16 @@ impl Header {
 /// read. Some 2,000 extents fit.
 pub(crate) const HEADER_GUESS: u64 = 16 << 10;
 
-/// The header as it is put: its envelope, and what fills it up to where the first block starts.
-pub(crate) fn padded(envelope: &Bytes, stride: usize) -> (u16, Bytes) {
-    let start = envelope.len().div_ceil(stride);
-    let filling = vec![0; start * stride - envelope.len()];
+/// Strides that a header takes whose body has this length.
+pub(crate) fn strides(body: usize, stride: usize) -> u16 {
+    let strides = (Seal::HEAD + body).div_ceil(stride);
     // A header of 65,535 strides would tell of millions of extents.
-    (
-        u16::try_from(start).unwrap_or(u16::MAX),
-        Bytes::from(filling),
-    )
+    u16::try_from(strides).unwrap_or(u16::MAX)
+}
+
+/// What fills a header's envelope up to where the first block or frame begins.
+pub(crate) fn filling(envelope: &Bytes, stride: usize) -> Bytes {
+    vec![0; envelope.len().next_multiple_of(stride) - envelope.len()].into()
 }
 
 #[cfg(test)]

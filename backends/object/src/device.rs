@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 use volmux_core::{
     Access, BlockDevice, ByteRange, Error, ErrorKind, ExtentStream, Result, VolumeId, VolumeName,
     ZeroOptions,
@@ -55,19 +56,29 @@ impl ObjectDevice {
             .map_err(|error| error.with("pool", &self.ready).with("volume", &self.name))
     }
 
-    /// The engine to read from, which knows all that was flushed before.
+    /// The engine to read from. It knows all that was flushed before: by this process at once, by
+    /// others a moment later.
     async fn reading(&self, op: &'static str) -> Result<Arc<Engine>> {
         if let Some(engine) = &self.engine {
             return Ok(engine.clone());
         }
         let of = &self.hold.of;
-        // A snapshot never changes.
-        if let Some(engine) = of.engine()
-            && engine.log().await.is_none()
-        {
+        if let Some(engine) = of.fresh_engine() {
             return Ok(engine);
         }
         let _turn = of.turn.lock().await;
+        if let Some(engine) = of.fresh_engine() {
+            return Ok(engine);
+        }
+        let now = Instant::now();
+        let engine = self.newest(op).await?;
+        of.set_fresh(&engine, (!engine.follows_closely().await).then_some(now));
+        Ok(engine)
+    }
+
+    /// The engine that knows all that the store knows; to be called in the volume's turn.
+    async fn newest(&self, op: &'static str) -> Result<Arc<Engine>> {
+        let of = &self.hold.of;
         if let Some(engine) = of.engine()
             && match engine.is_writer() {
                 true => engine.is_current(op).await?,
@@ -156,6 +167,7 @@ impl BlockDevice for ObjectDevice {
                 Err(error) => self.explained(op, &engine, error).await,
             };
             // What was about to be read may just have been replaced, and collected.
+            self.hold.of.set_fresh(&engine, None);
             tries += 1;
             if error.kind() != ErrorKind::Corrupt || self.is_bare || tries > RETRIES {
                 return Err(self.named(error));

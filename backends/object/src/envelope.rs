@@ -44,6 +44,8 @@ pub(crate) enum Kind {
     DataHeader = 4,
     /// A page of a map.
     MapPage = 5,
+    /// The header of a compressed data object.
+    FramedHeader = 6,
 }
 
 impl Seal {
@@ -156,6 +158,11 @@ impl Seal {
             return Err(Damage::Length(body));
         }
         Ok(Self::HEAD + body)
+    }
+
+    /// Whether `bytes` say that they are an envelope of this kind. What they say is not verified.
+    pub fn looks_like(kind: Kind, bytes: &[u8]) -> bool {
+        bytes.get(4) == Some(&(kind as u8))
     }
 
     /// The key for one kind and name alone; none where the pool is not encrypted.

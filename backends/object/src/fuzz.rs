@@ -5,10 +5,12 @@ use uuid::Uuid;
 
 use crate::codec::Reader;
 use crate::data::Header;
+use crate::frame::{Codec, Decoder, Encoder, FRAME, FrameTable, frames};
 use crate::keys::{LogId, Named};
 use crate::manifest::Manifest;
 use crate::map::{ObjectTable, Page, span};
-use crate::tip::Tip;
+use crate::seal::CONTENT;
+use crate::tip::{BLOCK, Tip};
 
 /// Gives bytes to the decoder that the first of them selects.
 ///
@@ -18,11 +20,13 @@ pub fn decode(bytes: &[u8]) {
     let Some((which, body)) = bytes.split_first() else {
         return;
     };
-    match which % 5 {
+    match which % 7 {
         0 => map_page(body),
         1 => tip(body),
         2 => manifest(body),
         3 => header(body),
+        4 => framed_header(body),
+        5 => frame(body),
         _ => name(body),
     }
 }
@@ -65,6 +69,40 @@ fn manifest(body: &[u8]) {
 fn header(body: &[u8]) {
     if let Ok(header) = Header::decode(body) {
         assert_eq!(Header::decode(&header.encode()), Ok(header));
+    }
+}
+
+fn framed_header(body: &[u8]) {
+    if let Ok((header, table)) = FrameTable::decode(body) {
+        assert_eq!(table.encode(&header.encode()), body);
+        let frames = frames(header.stored() as u32);
+        assert_eq!(table.range(0..frames, 4), Some(0..table.total(4)));
+        assert_eq!(table.range(0..frames + 1, 4), None);
+        let content: usize = (0..frames).map(|frame| table.content(frame)).sum();
+        assert_eq!(content as u64, header.stored() * BLOCK);
+    }
+}
+
+/// What is left of a frame once its checksum was right.
+fn frame(body: &[u8]) {
+    let Some(([which, blocks], stored)) = body.split_first_chunk() else {
+        return;
+    };
+    let codec = match which % 2 {
+        0 => Codec::Lz4,
+        _ => Codec::Zstd,
+    };
+    let blocks = usize::from(blocks % FRAME as u8) + 1;
+    let mut content = vec![0xee; blocks * CONTENT];
+    if Decoder::default()
+        .decode(codec, stored, &mut content)
+        .is_ok()
+    {
+        let mut encoder = Encoder::new(codec).expect("there is memory");
+        let again = encoder.encode(&content).to_vec();
+        let mut back = vec![0x11; content.len()];
+        let done = Decoder::default().decode(codec, &again, &mut back);
+        assert_eq!((done, back == content), (Ok(()), true));
     }
 }
 

@@ -14,6 +14,7 @@ mod engine;
 mod envelope;
 mod fault;
 mod format;
+mod frame;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod gc;

@@ -10,7 +10,7 @@ use volmux_core::{
 use crate::catalog::Entry;
 use crate::claim::Mark;
 use crate::device::ObjectDevice;
-use crate::engine::{Engine, Following};
+use crate::engine::Engine;
 use crate::owner::Living;
 use crate::pool::Ready;
 use crate::uses::{Use, Uses};
@@ -100,8 +100,7 @@ impl Ready {
     }
 
     async fn open_reader(&self, op: &'static str, entry: &Entry) -> Result<Arc<Engine>> {
-        let (number, tip) = self.committed_tip(op, entry).await?;
-        let following = entry.log.map(|log| Following { log, number });
+        let (following, tip) = self.committed_tip(op, entry).await?;
         Engine::reader(op, self.shared.clone(), &tip, following).await
     }
 

@@ -82,11 +82,17 @@ impl Owner {
         }
     }
 
+    /// Whether it is, or was, a writer of this process.
+    pub(crate) fn is_here(&self) -> bool {
+        self.is_with(&Owner::here(self.instance))
+    }
+
     /// Whether both are, or were, in the same process.
     pub(crate) fn is_with(&self, other: &Owner) -> bool {
-        let process = |owner: &Owner| (owner.pid, owner.started);
-        let host = |owner: &Owner| (owner.boot.clone(), owner.pid_namespace.clone());
-        process(self) == process(other) && host(self) == host(other)
+        self.pid == other.pid
+            && self.started == other.started
+            && self.pid_namespace == other.pid_namespace
+            && self.boot == other.boot
     }
 
     /// Whether it may still write, as far as can be told from here.
@@ -98,7 +104,7 @@ impl Owner {
         if self.pid_namespace != here.pid_namespace {
             return Life::Elsewhere;
         }
-        if self.pid == here.pid && self.started == here.started {
+        if self.is_with(&here) {
             living(|all| all.get(&self.instance).copied().unwrap_or(Life::Dead))
         } else if started(&self.pid.to_string()) == Some(self.started) {
             Life::Lives

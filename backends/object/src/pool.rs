@@ -18,9 +18,9 @@ use volmux_core::{
     Usage, Volume, VolumeId, VolumeName,
 };
 
-use crate::cache::{Cache, DiskCache};
+use crate::cache::{Cache, DiskCache, Tables};
 use crate::catalog::{Catalog, Entry};
-use crate::config::{Compression, ObjectConfig};
+use crate::config::ObjectConfig;
 use crate::connect::{self, Connected};
 use crate::ids::Ids;
 use crate::map::ObjectTable;
@@ -104,7 +104,6 @@ impl ObjectPool {
         races: usize,
     ) -> Result<Arc<Self>> {
         let policy = config.policy()?;
-        let compression = config.compression.unwrap_or_default();
         let pool = Arc::new_cyclic(|me| ObjectPool {
             me: me.clone(),
             space: Space::new(&config, connected.local),
@@ -116,7 +115,6 @@ impl ObjectPool {
             races,
             probed: Mutex::new(false),
         });
-        pool.check_compression("open_pool", compression)?;
         pool.look("open_pool").await?;
         Ok(pool)
     }
@@ -133,18 +131,18 @@ impl ObjectPool {
     }
 
     async fn begin(&self, op: &'static str, format: format::Format) -> Result<&Arc<Ready>> {
-        self.check_compression(op, format.compression)?;
         self.ready
             .get_or_try_init(|| async {
                 tracing::debug!(pool = %self, id = %format.id, "the pool is there");
                 let seal = format.seal;
-                let settings = Settings::new(&self.config, &seal);
+                let settings = Settings::new(&self.config, format.compression, &seal);
                 let shared = Shared {
                     disk: self.disk_cache(&seal).await,
                     store: self.store.clone(),
                     seal: seal.clone(),
                     table: ObjectTable::new(),
                     cache: Cache::new(settings.cache)?,
+                    tables: Tables::new(settings.tables)?,
                     ids: self.ids.clone(),
                     settings,
                 };
@@ -164,17 +162,6 @@ impl ObjectPool {
                 Ok(ready)
             })
             .await
-    }
-
-    fn check_compression(&self, op: &'static str, compression: Compression) -> Result<()> {
-        match compression {
-            Compression::None => Ok(()),
-            Compression::Lz4 | Compression::Zstd => Err(Error::new(ErrorKind::Unsupported, op)
-                .with("pool", self)
-                .with("compression", format!("{compression:?}").to_lowercase())
-                .reason("the format has a place for it, but this version can't compress")
-                .help("leave the option out")),
-        }
     }
 
     /// The cache on disk, if there is to be one. Without it all is only slower.
@@ -315,7 +302,28 @@ impl Ready {
     pub(crate) async fn usage(&self, op: &'static str) -> Result<Usage> {
         self.catalog.refresh(op).await?;
         let provisioned = self.catalog.read(|state| state.provisioned());
-        self.space.usage(op, &self.shared.store, provisioned).await
+        self.used(op, provisioned).await
+    }
+
+    /// How full the store is, with what this pool object is about to put.
+    async fn used(&self, op: &'static str, provisioned: u128) -> Result<Usage> {
+        // Before the store is asked: what is put meanwhile may count twice, but never not at all.
+        let engines = self
+            .uses
+            .all()
+            .into_iter()
+            .filter_map(|(_, of)| of.engine());
+        let pending: usize = engines.map(|engine| engine.pending()).sum();
+        let usage = self
+            .space
+            .usage(op, &self.shared.store, provisioned)
+            .await?;
+        let pending = (pending as u64).min(usage.free.bytes());
+        Ok(Usage {
+            used: ByteSize::new(usage.used.bytes() + pending),
+            free: ByteSize::new(usage.free.bytes() - pending),
+            ..usage
+        })
     }
 
     /// Fails where the pool may not grow by so much.
@@ -331,7 +339,7 @@ impl Ready {
         };
         let sum = self.catalog.read(|state| state.provisioned());
         let usage = match self.space.is_limited() {
-            true => self.space.usage(op, &self.shared.store, sum).await?,
+            true => self.used(op, sum).await?,
             // Nothing can be full, and counting costs requests.
             false => Space::unlimited(sum),
         };

@@ -1,6 +1,6 @@
 //! Reading and verifying everything that volumes refer to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::TryStreamExt;
@@ -17,12 +17,16 @@ const STEP: u64 = 4 << 20;
 
 /// Which blocks were verified: what volumes share is read once.
 #[derive(Debug, Default)]
-pub(crate) struct Verified(HashMap<u32, Vec<u64>>);
+pub(crate) struct Verified {
+    blocks: HashMap<u32, Vec<u64>>,
+    /// Objects whose frame tables were.
+    tables: HashSet<u32>,
+}
 
 impl Verified {
     /// Notes a block; `false` if it was noted before.
     pub(crate) fn insert(&mut self, object: u32, index: u32) -> bool {
-        let bits = self.0.entry(object).or_default();
+        let bits = self.blocks.entry(object).or_default();
         let (word, bit) = (index as usize / 64, 1 << (index % 64));
         if bits.len() <= word {
             bits.resize(word + 1, 0);
@@ -30,6 +34,11 @@ impl Verified {
         let new = bits[word] & bit == 0;
         bits[word] |= bit;
         new
+    }
+
+    /// Notes the frame table of an object; `false` if it was noted before.
+    pub(crate) fn insert_table(&mut self, object: u32) -> bool {
+        self.tables.insert(object)
     }
 }
 

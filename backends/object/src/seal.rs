@@ -58,6 +58,9 @@ pub(crate) enum Damage {
     /// Some bits changed, it belongs to another name or pool, or the key is another one.
     #[error("does not fit its authentication tag")]
     Authentication,
+    /// Its compressed content is not what was compressed.
+    #[error("can't be decompressed")]
+    Compression,
     /// The cipher refused to work.
     #[error("cannot be encrypted")]
     Cipher,
@@ -133,15 +136,27 @@ impl Seal {
 
     /// The protection of the blocks of one object.
     pub fn blocks(&self, object: &ObjectKey) -> BlockSeal {
+        BlockSeal(self.tail(b"volmux block\0", object))
+    }
+
+    /// The protection of the frames of one object. Blocks and frames never have the same key, so
+    /// that a frame and a block may have the same number.
+    pub fn frames(&self, object: &ObjectKey) -> FrameSeal {
+        FrameSeal(self.tail(b"volmux frame\0", object))
+    }
+
+    /// Bytes of what protects a block or frame.
+    pub fn tail_length(&self) -> usize {
+        self.stride() - CONTENT
+    }
+
+    fn tail(&self, purpose: &[u8], object: &ObjectKey) -> Tail {
         let name = object.to_string();
-        let pool = self.0.pool.as_bytes();
-        BlockSeal(match &self.0.key {
-            None => Tail::Crc(crc_of(&[b"volmux block\0", pool, name.as_bytes()])),
-            Some(key) => {
-                let info: [&[u8]; 3] = [b"volmux block\0", pool, name.as_bytes()];
-                Tail::Tag(key.subkey(&info).ok().map(Arc::new))
-            }
-        })
+        let info: [&[u8]; 3] = [purpose, self.0.pool.as_bytes(), name.as_bytes()];
+        match &self.0.key {
+            None => Tail::Crc(crc_of(&info)),
+            Some(key) => Tail::Tag(key.subkey(&info).ok().map(Arc::new)),
+        }
     }
 }
 
@@ -174,20 +189,10 @@ impl BlockSeal {
         let (content, tail) = slot
             .split_at_mut_checked(CONTENT)
             .ok_or(Damage::Length(length))?;
-        if tail.len() != self.tail() {
+        if tail.len() != self.0.length() {
             return Err(Damage::Length(length));
         }
-        match &self.0 {
-            Tail::Crc(seed) => tail.copy_from_slice(&crc_of_block(*seed, index, content)),
-            Tail::Tag(key) => {
-                let key = key.as_ref().ok_or(Damage::Cipher)?;
-                let tag = key
-                    .seal_in_place_separate_tag(nonce_of(index), Aad::empty(), content)
-                    .map_err(|Unspecified| Damage::Cipher)?;
-                tail.copy_from_slice(tag.as_ref());
-            }
-        }
-        Ok(())
+        self.0.seal(index, content, tail)
     }
 
     /// Verifies `slot` as block `index` and puts its content into `out`, of 4096 bytes. On an
@@ -200,13 +205,66 @@ impl BlockSeal {
         let (content, tail) = slot
             .split_at_checked(CONTENT)
             .ok_or(Damage::TooShort(slot.len()))?;
-        if tail.len() != self.tail() {
+        if tail.len() != self.0.length() {
             return Err(Damage::Length(slot.len()));
         }
         if out.len() != CONTENT {
             return Err(Damage::Length(out.len()));
         }
-        match &self.0 {
+        self.0.open(index, content, tail, out)
+    }
+}
+
+/// Protects the frames of one object, each under its number in the object.
+pub(crate) struct FrameSeal(Tail);
+
+impl FrameSeal {
+    /// Completes a frame, of which `bytes` are the content: encrypts it in place where the pool is
+    /// encrypted, and appends the tail. As with blocks, no number may be used twice.
+    ///
+    /// # Errors
+    /// `Cipher`.
+    pub fn seal(&self, index: u32, bytes: &mut Vec<u8>) -> Result<(), Damage> {
+        let mut tail = [0; TAG];
+        let tail = &mut tail[..self.0.length()];
+        self.0.seal(index, bytes, tail)?;
+        bytes.extend_from_slice(tail);
+        Ok(())
+    }
+
+    /// Verifies `bytes` as frame `index`, tail included, and puts what is before the tail into
+    /// `out`. On an error, `out` holds nothing of use.
+    ///
+    /// # Errors
+    /// `Checksum` or `Authentication` where it is not what was sealed; `TooShort`.
+    pub fn open(&self, index: u32, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Damage> {
+        let length = bytes.len().checked_sub(self.0.length());
+        let length = length.ok_or(Damage::TooShort(bytes.len()))?;
+        let (content, tail) = bytes.split_at(length);
+        out.clear();
+        out.resize(length, 0);
+        self.0.open(index, content, tail, out)
+    }
+}
+
+impl Tail {
+    fn seal(&self, index: u32, content: &mut [u8], tail: &mut [u8]) -> Result<(), Damage> {
+        match self {
+            Tail::Crc(seed) => tail.copy_from_slice(&crc_of_block(*seed, index, content)),
+            Tail::Tag(key) => {
+                let key = key.as_ref().ok_or(Damage::Cipher)?;
+                let tag = key
+                    .seal_in_place_separate_tag(nonce_of(index), Aad::empty(), content)
+                    .map_err(|Unspecified| Damage::Cipher)?;
+                tail.copy_from_slice(tag.as_ref());
+            }
+        }
+        Ok(())
+    }
+
+    /// `out` is as long as `content`, and `tail` as long as it must be.
+    fn open(&self, index: u32, content: &[u8], tail: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+        match self {
             Tail::Crc(seed) => {
                 if tail != crc_of_block(*seed, index, content) {
                     return Err(Damage::Checksum);
@@ -222,8 +280,8 @@ impl BlockSeal {
         }
     }
 
-    fn tail(&self) -> usize {
-        match self.0 {
+    fn length(&self) -> usize {
+        match self {
             Tail::Crc(_) => CRC,
             Tail::Tag(_) => TAG,
         }

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use volmux_core::{ErrorKind, Result};
 
-use crate::cache::{Cache, DiskCache};
+use crate::cache::{Cache, DiskCache, Tables};
 use crate::codec::Malformed;
-use crate::config::ObjectConfig;
-use crate::engine::page_name;
+use crate::config::{Compression, ObjectConfig};
+use crate::engine::{self, page_name};
 use crate::envelope::Kind;
+use crate::frame::Codec;
 use crate::ids::Ids;
 use crate::keys::{self, LogId, Named};
 use crate::manifest::Manifest;
@@ -29,6 +30,12 @@ pub(crate) struct Settings {
     pub(crate) pending: usize,
     /// Bytes of blocks and pages in memory.
     pub(crate) cache: u64,
+    /// Bytes of frame tables in memory.
+    pub(crate) tables: u64,
+    /// How new objects are compressed, if at all.
+    pub(crate) codec: Option<Codec>,
+    /// Bytes that are read ahead of a sequential reader at most.
+    pub(crate) ahead: u64,
     /// Changes in memory, in map entries, that make a checkpoint due.
     pub(crate) overlay: usize,
     /// Objects in the tail that make a checkpoint due.
@@ -36,20 +43,28 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// As configured.
-    pub(crate) fn new(config: &ObjectConfig, seal: &Seal) -> Self {
+    /// As configured, in a pool that is compressed like this.
+    pub(crate) fn new(config: &ObjectConfig, compression: Compression, seal: &Seal) -> Self {
         let object = config.object_bytes() as usize;
         let budget = config.cache_bytes() as usize;
         // Two objects at least: one fills while one is put.
         let pending = (budget / 8).clamp(2 * object, 8 * object);
         // Each takes some 22 bytes, and there are twice as many while a checkpoint is made.
         let overlay = budget / 1024;
-        let rest = budget.saturating_sub(pending + object + 2 * 22 * overlay);
+        let written = pending + object + 2 * 22 * overlay + engine::IN_FLIGHT;
+        let rest = budget.saturating_sub(written);
+        // A cache that is too small to hold what is being looked at would only cost.
+        let cache = rest.max(budget / 4) as u64;
+        let codec = Codec::of(compression);
+        // A table takes some 600 bytes for an object of 8 MiB.
+        let tables = codec.map_or(0, |_| cache / 16);
         Settings {
             object_blocks: (object / seal.stride()).max(1),
             pending,
-            // A cache that is too small to hold what is being looked at would only cost.
-            cache: rest.max(budget / 4) as u64,
+            cache: cache - tables,
+            tables,
+            codec,
+            ahead: engine::MOST_AHEAD.min(cache / 16),
             overlay,
             tail: 256,
         }
@@ -63,6 +78,7 @@ pub(crate) struct Shared {
     pub(crate) seal: Seal,
     pub(crate) table: ObjectTable,
     pub(crate) cache: Cache<Page>,
+    pub(crate) tables: Tables,
     /// Slots on a local disk, where the pool has that.
     pub(crate) disk: Option<DiskCache>,
     pub(crate) ids: Arc<Ids>,

@@ -1,9 +1,10 @@
 //! The client that everything talks to a store through: retries, deadlines, names in errors.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -220,17 +221,23 @@ impl Store {
     /// Deletes objects; those that are not there count as deleted.
     pub async fn delete(&self, op: &'static str, names: Vec<String>) -> Result<()> {
         for batch in names.chunks(DELETE_BATCH) {
+            let left: BTreeSet<Path> = batch.iter().map(|name| self.path(name)).collect();
+            // What is done is not done again: where each object is a request of its own, one of
+            // many nearly always fails.
+            let left = Mutex::new(left);
+            let lock = || left.lock().unwrap_or_else(PoisonError::into_inner);
             let delete = || async {
-                let paths: Vec<_> = batch.iter().map(|name| Ok(self.path(name))).collect();
+                let paths: Vec<_> = lock().iter().cloned().map(Ok).collect();
                 let mut deleted = self.inner.delete_stream(stream::iter(paths).boxed());
+                let mut failed = None;
                 while let Some(result) = deleted.next().await {
                     match result {
-                        Ok(_) => {}
+                        Ok(path) => drop(lock().remove(&path)),
                         Err(error) if is_missing(&error) => {}
-                        Err(error) => return Err(Fault::from(error)),
+                        Err(error) => failed = Some(Fault::from(error)),
                     }
                 }
-                Ok(())
+                failed.filter(|_| !lock().is_empty()).map_or(Ok(()), Err)
             };
             let limit = self.patience.write;
             self.retried(op, &batch[0], limit, delete).await?;

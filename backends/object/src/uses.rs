@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
 use volmux_core::{Access, VolumeId};
 
 use crate::engine::Engine;
+
+/// How long readers go on with what was the newest commit when the store was last asked.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The volumes that were opened through one pool object.
 #[derive(Debug, Default)]
@@ -26,6 +31,8 @@ pub(crate) struct Use {
 #[derive(Debug, Default)]
 struct Holders {
     engine: Option<Arc<Engine>>,
+    /// When `engine` was the newest that the store knows of.
+    fresh: Option<Instant>,
     /// Writers of an earlier epoch are fenced.
     epoch: u64,
     readers: u64,
@@ -76,7 +83,29 @@ impl Use {
 
     /// From now on all holders use this one.
     pub(crate) fn set_engine(&self, engine: Option<Arc<Engine>>) {
-        self.holders().engine = engine;
+        let mut holders = self.holders();
+        holders.engine = engine;
+        holders.fresh = None;
+    }
+
+    /// The engine, if it was the newest a moment ago.
+    pub(crate) fn fresh_engine(&self) -> Option<Arc<Engine>> {
+        let holders = self.holders();
+        let engine = holders.engine.as_ref().filter(|e| !e.is_ending())?;
+        let fresh = holders.fresh.is_some_and(|then| then.elapsed() < FRESH);
+        fresh.then(|| engine.clone())
+    }
+
+    /// Notes that `engine` was the newest at `then`; `None` if it may not be.
+    pub(crate) fn set_fresh(&self, engine: &Arc<Engine>, then: Option<Instant>) {
+        let mut holders = self.holders();
+        if holders
+            .engine
+            .as_ref()
+            .is_some_and(|e| Arc::ptr_eq(e, engine))
+        {
+            holders.fresh = then;
+        }
     }
 
     pub(crate) fn is_written(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use volmux_core::memory::MemoryPool;
 use volmux_core::{ByteSize, Pool, Result};
-use volmux_object::{Encryption, Location, ObjectConfig, ObjectPool, PoolKey};
+use volmux_object::{Compression, Encryption, Location, ObjectConfig, ObjectPool, PoolKey};
 
 use crate::rng::Rng;
 use crate::view::HostStore;
@@ -90,6 +90,8 @@ impl ObjectWorld {
             config.encryption = Some(Encryption::Aes256Gcm);
             config.key = Some(PoolKey::new([7; 32]));
         }
+        let compressions = [Compression::None, Compression::Lz4, Compression::Zstd];
+        config.compression = Some(*rng.pick(&compressions));
         ObjectWorld { config }
     }
 }

@@ -1,11 +1,12 @@
 //! What was read from the store and verified, in memory, within a budget of bytes.
 //!
 //! Everything in it is immutable for ever, so nothing is ever invalidated; what no volume refers
-//! to any more can be forgotten early. Why it is made as it is: docs/decisions/0011-object-cache.md.
+//! to any more can be forgotten early. Why it is made as it is: docs/decisions/0010-object-cache.md.
 
 mod disk;
 mod flights;
 mod slots;
+mod tables;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use volmux_core::{Error, ErrorKind, Result};
 pub(crate) use disk::DiskCache;
 pub(crate) use flights::{Flights, Follow, Lead, Turn};
 use slots::{SLOT, Slots};
+pub(crate) use tables::Tables;
 
 use crate::tip::PagePtr;
 
@@ -96,7 +98,8 @@ impl Weighter<BlockKey, Bytes> for Weight {
 
 impl<P> Weighter<PagePtr, Weighed<P>> for Weight {
     fn weight(&self, _: &PagePtr, page: &Weighed<P>) -> u64 {
-        u64::from(page.bytes) + ENTRY
+        // Pages come in all sizes, and the allocator's holes between them count too.
+        u64::from(page.bytes) * 5 / 4 + ENTRY
     }
 }
 
@@ -181,7 +184,7 @@ impl<P> Cache<P> {
         Some(found.page)
     }
 
-    /// Keeps a page that occupies `bytes` of memory.
+    /// Keeps a page that occupies `bytes` of memory, and counts it as a quarter more.
     pub(crate) fn put_page(&self, at: PagePtr, page: Arc<P>, bytes: u32) {
         self.pages.insert(at, Weighed { page, bytes });
     }

@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use volmux_core::Result;
 
-use crate::data::{Header, padded};
-use crate::envelope::Kind;
+use crate::data::{Header, strides};
 use crate::keys::ObjectKey;
 use crate::map::{ObjectId, ObjectInfo, Place};
 use crate::seal::{BlockSeal, CONTENT, Damage, Seal};
@@ -109,12 +108,12 @@ impl Building {
 pub(crate) struct Sealed {
     pub(crate) id: ObjectId,
     pub(crate) key: ObjectKey,
-    /// The header's envelope and what fills it up.
-    pub(crate) header: [Bytes; 2],
+    /// The header, before it is put into its envelope.
+    pub(crate) header: Vec<u8>,
     /// Slots; not yet encrypted where the pool is.
     pub(crate) slots: Bytes,
     pub(crate) stride: usize,
-    /// Length of the whole object.
+    /// Length of the whole object, if it is not compressed.
     pub(crate) bytes: u32,
 }
 
@@ -129,33 +128,40 @@ impl Sealed {
             stride,
             ..
         } = building;
-        let name = key.to_string();
-        let envelope = shared.wrap(op, Kind::DataHeader, &name, &header.encode())?;
-        let (start, filling) = padded(&envelope, stride);
-        shared.table.intern(&ObjectInfo {
-            key,
-            start,
-            framed: false,
-        })?;
-        let bytes = envelope.len() + filling.len() + slots.len();
-        let bytes =
-            u32::try_from(bytes).map_err(|_| shared.damaged(op, &name, Damage::Length(bytes)))?;
+        let header = header.encode();
+        let start = strides(header.len(), stride);
+        let bytes = usize::from(start) * stride + slots.len();
+        let bytes = u32::try_from(bytes)
+            .map_err(|_| shared.damaged(op, &key.to_string(), Damage::Length(bytes)))?;
+        if shared.settings.codec.is_none() {
+            // A checkpoint need not wait for the object to be stored.
+            shared.table.intern(&ObjectInfo {
+                key,
+                start,
+                framed: false,
+            })?;
+        }
         Ok(Sealed {
             id,
             key,
-            header: [envelope, filling],
+            header,
             slots: slots.into(),
             stride,
             bytes,
         })
     }
 
-    /// As an item of a tail.
+    /// As an item of a tail; as long as it is not stored, its length may change.
     pub(crate) fn item(&self) -> TailItem {
         TailItem::Object {
             key: self.key,
             bytes: self.bytes,
         }
+    }
+
+    /// Blocks that it stores.
+    pub(crate) fn blocks(&self) -> u32 {
+        (self.slots.len() / self.stride) as u32
     }
 
     /// A block's content.
@@ -164,19 +170,16 @@ impl Sealed {
         self.slots.get(at..at + CONTENT)
     }
 
-    /// The object in the pieces that are put one after the other.
-    pub(crate) fn pieces(&self, seal: &Seal) -> Result<Vec<Bytes>, Damage> {
-        let mut pieces: Vec<Bytes> = self.header.to_vec();
+    /// The slots as they are stored.
+    pub(super) fn sealed_slots(&self, seal: &Seal) -> Result<Bytes, Damage> {
         if seal.key().is_none() {
-            pieces.push(self.slots.clone());
-            return Ok(pieces);
+            return Ok(self.slots.clone());
         }
         let blocks = seal.blocks(&self.key);
         let mut slots = self.slots.to_vec();
         for (index, slot) in slots.chunks_exact_mut(self.stride).enumerate() {
             blocks.seal(index as u32, slot)?;
         }
-        pieces.push(slots.into());
-        Ok(pieces)
+        Ok(slots.into())
     }
 }

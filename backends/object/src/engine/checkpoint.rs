@@ -8,11 +8,12 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use volmux_core::{Error, ErrorKind, Result};
 
-use super::Engine;
 use super::state::Frozen;
+use super::{Engine, Role};
 use crate::envelope::Kind;
 use crate::keys::ObjectKey;
 use crate::map::{self, Overlay, PageSink};
+use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::tip::{PagePtr, Root};
 
@@ -22,7 +23,10 @@ const OP: &str = "checkpoint";
 const OBJECT: usize = 4 << 20;
 
 /// Objects of pages that are uploaded at once.
-const PUTS: usize = 4;
+const PUTS: usize = 2;
+
+/// Bytes of memory in pages that are on their way, and in those that are being gathered.
+pub(crate) const IN_FLIGHT: usize = (PUTS + 1) * OBJECT;
 
 impl Engine {
     /// Begins a checkpoint if one is due and none is being made.
@@ -53,12 +57,18 @@ impl Engine {
             return Ok(());
         };
         let result = async {
+            if self.shared.settings.codec.is_some() {
+                // Pages say of each object whether it is compressed. Before that is not known.
+                self.until_stored(OP, role, frozen.change).await?;
+            }
             let root = self.write_pages(&root, &frozen.overlay).await?;
             // A tree must not be committed before the blocks that it leads to are in the store.
             self.until_stored(OP, role, frozen.change).await?;
             Ok(root)
         };
         let result = result.await;
+        // Writers may have waited for it, whatever has come of it.
+        let _told = Told(role);
         let mut state = self.lock();
         if let Some(writer) = &mut state.writer {
             writer.pages_from = None;
@@ -137,6 +147,15 @@ impl Engine {
     }
 }
 
+/// Tells those who wait for room, when it is dropped.
+struct Told<'a>(&'a Role);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.stored.notify_waiters();
+    }
+}
+
 /// Packs pages into objects and puts them.
 struct Pages<'a> {
     engine: &'a Engine,
@@ -153,9 +172,15 @@ pub(crate) fn page_name(object: &ObjectKey, offset: u32) -> String {
 #[async_trait]
 impl PageSink for Pages<'_> {
     async fn place(&mut self, body: Vec<u8>) -> Result<PagePtr> {
+        let fits = |bytes: &Vec<u8>| bytes.len() + Seal::HEAD + body.len() <= bytes.capacity();
         let (object, mut bytes) = match self.object.take() {
-            Some(object) => object,
-            None => (self.engine.page_key()?, Vec::new()),
+            Some((object, bytes)) if fits(&bytes) => (object, bytes),
+            full => {
+                if let Some((object, bytes)) = full {
+                    self.put(object, bytes).await?;
+                }
+                (self.engine.page_key()?, Vec::with_capacity(OBJECT))
+            }
         };
         let name = page_name(&object, bytes.len() as u32);
         let envelope = self.engine.shared.wrap(OP, Kind::MapPage, &name, &body)?;
@@ -165,11 +190,7 @@ impl PageSink for Pages<'_> {
             length: envelope.len() as u32,
         };
         bytes.extend_from_slice(&envelope);
-        if bytes.len() < OBJECT {
-            self.object = Some((object, bytes));
-        } else {
-            self.put(object, bytes).await?;
-        }
+        self.object = Some((object, bytes));
         Ok(at)
     }
 }

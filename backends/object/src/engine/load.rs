@@ -9,16 +9,18 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
 use tokio::task::spawn_blocking;
 use volmux_core::{Error, ErrorKind, Result};
 
+use super::ahead::Ahead;
 use super::commit::Committed;
 use super::state::{State, Writer};
 use super::upload::UPLOADS;
 use super::{Engine, Requests, Role};
 use crate::claim::Claimed;
-use crate::data::{HEADER_GUESS, Header, LAST_BLOCK};
+use crate::data::{HEADER_GUESS, Header, LAST_BLOCK, strides};
 use crate::envelope::Kind;
+use crate::frame::FrameTable;
 use crate::journal::{Op, Replay};
 use crate::keys::{LogId, ObjectKey};
-use crate::manifest::Phase;
+use crate::manifest::{Manifest, Phase};
 use crate::map::{ObjectInfo, Place};
 use crate::owner::Living;
 use crate::seal::Seal;
@@ -38,6 +40,29 @@ pub(crate) struct Following {
     pub(crate) log: LogId,
     /// The manifest that it knows; 0 for none.
     pub(crate) number: u64,
+    /// Whether the store is asked before each read: a writer of this process has the volume open,
+    /// and who flushes and then reads in one process expects to see it.
+    pub(crate) closely: bool,
+}
+
+impl Following {
+    /// From a manifest on.
+    pub(crate) fn of(newest: &Manifest) -> Self {
+        Following {
+            log: newest.log,
+            number: newest.number,
+            closely: newest.phase == Phase::Open && newest.owner.is_here(),
+        }
+    }
+
+    /// Of a log that has no manifest yet.
+    pub(crate) fn nothing(log: LogId) -> Self {
+        Following {
+            log,
+            number: 0,
+            closely: false,
+        }
+    }
 }
 
 impl Engine {
@@ -53,6 +78,7 @@ impl Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
+            ahead: Ahead::default(),
             fixed: following.is_none().then(|| tip.clone()),
             following: AsyncMutex::new(following),
             role: None,
@@ -96,8 +122,9 @@ impl Engine {
             me: me.clone(),
             shared,
             state: Mutex::new(state),
+            ahead: Ahead::default(),
             fixed: None,
-            following: AsyncMutex::new(Some(Following { log, number: 0 })),
+            following: AsyncMutex::new(Some(Following::nothing(log))),
             role: Some(role),
         });
         let committing = engine.clone();
@@ -147,6 +174,12 @@ impl Engine {
         self.following.lock().await.map(|known| known.log)
     }
 
+    /// See [`Following::closely`].
+    pub(crate) async fn follows_closely(&self) -> bool {
+        let following = self.following.lock().await;
+        following.as_ref().is_some_and(|known| known.closely)
+    }
+
     /// Catches up with what others committed. `false` where the log was retired: the volume is
     /// gone, or goes on in another one.
     pub(crate) async fn follow(&self, op: &'static str) -> Result<bool> {
@@ -162,7 +195,7 @@ impl Engine {
             return Ok(true);
         };
         let state = replayed(op, &self.shared, &newest.tip).await?;
-        known.number = newest.number;
+        *known = Following::of(&newest);
         *self.lock() = state;
         Ok(newest.phase != Phase::Retired)
     }
@@ -247,27 +280,57 @@ pub(crate) async fn header(
     if length > start.len() {
         start = beginning(op, shared, &name, (length as u64).min(total)).await?;
     }
-    let envelope = start.get(..length).unwrap_or_default();
-    let body = shared
-        .seal
-        .unwrap(Kind::DataHeader, &name, envelope)
-        .map_err(damaged)?;
-    let header = Header::decode(&body).map_err(|m| shared.malformed(op, &name, m))?;
-    let stride = shared.seal.stride();
-    let strides = length.div_ceil(stride);
-    if (strides as u64 + header.stored()) * stride as u64 != total {
+    let (info, header, table) = decode_header(op, shared, key, &start)?;
+    let stride = shared.seal.stride() as u64;
+    let content = match &table {
+        None => header.stored() * stride,
+        Some(table) => table.total(shared.seal.tail_length()),
+    };
+    if length.div_ceil(stride as usize) as u64 * stride + content != total {
         return Err(shared
             .store
             .error(ErrorKind::Corrupt, op, &name)
             .reason("the object has another length than its header tells")
             .help("run `volmux pool scrub`, then restore what it names from a backup"));
     }
+    if let Some(table) = table {
+        shared.tables.put(*key, Arc::new(table));
+    }
+    Ok((info, header))
+}
+
+/// A data object's header, from the object's beginning; with the table of its frames where it is
+/// compressed.
+pub(super) fn decode_header(
+    op: &'static str,
+    shared: &Shared,
+    key: &ObjectKey,
+    start: &[u8],
+) -> Result<(ObjectInfo, Header, Option<FrameTable>)> {
+    let name = key.to_string();
+    let damaged = |damage| shared.damaged(op, &name, damage);
+    let malformed = |malformed| shared.malformed(op, &name, malformed);
+    let length = Seal::envelope_length(start).map_err(damaged)?;
+    let envelope = start.get(..length).unwrap_or_default();
+    let framed = Seal::looks_like(Kind::FramedHeader, envelope);
+    let kind = match framed {
+        true => Kind::FramedHeader,
+        false => Kind::DataHeader,
+    };
+    let body = shared.seal.unwrap(kind, &name, envelope).map_err(damaged)?;
+    let (header, table) = match framed {
+        true => {
+            let (header, table) = FrameTable::decode(&body).map_err(malformed)?;
+            (header, Some(table))
+        }
+        false => (Header::decode(&body).map_err(malformed)?, None),
+    };
     let info = ObjectInfo {
         key: *key,
-        start: u16::try_from(strides).unwrap_or(u16::MAX),
-        framed: false,
+        start: strides(body.len(), shared.seal.stride()),
+        framed,
     };
-    Ok((info, header))
+    Ok((info, header, table))
 }
 
 async fn beginning(op: &'static str, shared: &Shared, name: &str, length: u64) -> Result<Bytes> {

@@ -5,12 +5,16 @@
 //! ([`commit`]). Once in a while the changes since the last checkpoint become pages of the map
 //! ([`checkpoint`]). Reads ask these places in the opposite order ([`read`]).
 
+mod ahead;
 mod building;
 mod checkpoint;
 mod commit;
+mod frames;
 mod load;
 mod read;
+mod ready;
 mod relocate;
+mod slots;
 mod state;
 mod upload;
 mod view;
@@ -22,8 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
 use volmux_core::{Error, ErrorKind, Result};
 
+use self::ahead::Ahead;
 use self::commit::{Committed, Progress};
-use self::state::State;
+use self::state::{State, Writer};
 use crate::journal::Journal;
 use crate::keys::LogId;
 use crate::owner::Living;
@@ -32,8 +37,9 @@ use crate::shared::Shared;
 use crate::tip::Tip;
 use crate::watched::Watched;
 
+pub(crate) use self::ahead::MOST as MOST_AHEAD;
 pub(crate) use self::building::{Building, Sealed};
-pub(crate) use self::checkpoint::page_name;
+pub(crate) use self::checkpoint::{IN_FLIGHT, page_name};
 pub(crate) use self::load::Following;
 
 /// One open volume. All handles of one pool object that have it open share it.
@@ -42,6 +48,7 @@ pub(crate) struct Engine {
     pub(crate) shared: Arc<Shared>,
     me: Weak<Engine>,
     state: Mutex<State>,
+    ahead: Ahead,
     /// Whose commits a reader follows; a writer once it has ended.
     following: AsyncMutex<Option<Following>>,
     /// What a reader reads that follows nobody.
@@ -119,6 +126,11 @@ impl Engine {
     /// Whether it was made for writing.
     pub(crate) fn is_writer(&self) -> bool {
         self.role.is_some()
+    }
+
+    /// Bytes that were written and are not in the store yet.
+    pub(crate) fn pending(&self) -> usize {
+        self.lock().writer.as_ref().map_or(0, Writer::held)
     }
 
     /// Whether it was asked to end, or can't go on.

@@ -7,8 +7,10 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use volmux_core::{Buffer, ByteRange, Error, ErrorKind, Result};
 
 use super::Engine;
+use super::slots::Slots;
 use super::state::ZEROS;
 use crate::cache::{BlockKey, Fetch, Lead};
+use crate::frame::FRAME;
 use crate::map::{self, ObjectId, ObjectInfo, Place, Run};
 use crate::scrub::Verified;
 use crate::seal::CONTENT;
@@ -35,6 +37,10 @@ type Wanted = Vec<(u64, Place)>;
 impl Engine {
     /// Reads a range that lies within the volume.
     pub(crate) async fn read(&self, op: &'static str, range: ByteRange) -> Result<Bytes> {
+        let (_reading, next) = self.ahead.note(range, self.shared.settings.ahead);
+        if let Some(next) = next {
+            self.read_ahead(next).await;
+        }
         if range.offset.is_multiple_of(BLOCK) && range.length == BLOCK {
             return self.read_block(op, range.offset / BLOCK).await;
         }
@@ -58,8 +64,18 @@ impl Engine {
 
     /// Reads a range into `bytes`, which are zeros.
     async fn read_part(&self, op: &'static str, range: ByteRange, bytes: &mut [u8]) -> Result<()> {
-        let blocks = range.offset / BLOCK..range.end().div_ceil(BLOCK);
-        let mut out = Out { range, bytes };
+        let keep = bytes.len() <= CACHED;
+        self.read_out(op, Out { range, bytes, keep }).await
+    }
+
+    /// Reads a range of the store's blocks that are not in the cache into it.
+    pub(super) async fn read_into_cache(&self, op: &'static str, range: ByteRange) -> Result<()> {
+        let (bytes, keep) = (&mut [] as &mut [u8], true);
+        self.read_out(op, Out { range, bytes, keep }).await
+    }
+
+    async fn read_out(&self, op: &'static str, mut out: Out<'_>) -> Result<()> {
+        let blocks = out.range.offset / BLOCK..out.range.end().div_ceil(BLOCK);
         let mut stored: Vec<Run> = Vec::new();
         let (root, unknown) = self.collect(blocks, &mut out, &mut stored);
         for blocks in unknown {
@@ -190,7 +206,7 @@ impl Engine {
             let got = self
                 .get_blocks(op, place.object, place.index..place.index + 1)
                 .await;
-            let content = got.and_then(|slots| slots.content(self, op, place.index));
+            let content = got.and_then(|slots| slots.content(&self.shared, op, place.index));
             return match content {
                 Ok(content) => {
                     let cache = &self.shared.cache;
@@ -215,18 +231,15 @@ impl Engine {
         }
         while !again.is_empty() {
             let wanted = std::mem::take(&mut again);
-            let (mut load, mut leads, mut follows) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut load, mut follows) = (Vec::new(), Vec::new());
             for (block, place) in wanted {
                 match self.shared.cache.fetch(place.object.number(), place.index) {
                     Fetch::Found(content) => out.put(block, &content),
                     Fetch::Follow(follow) => follows.push((block, place, follow)),
-                    Fetch::Lead(lead) => {
-                        load.push((block, place));
-                        leads.push(lead);
-                    }
+                    Fetch::Lead(lead) => load.push((block, place, lead)),
                 }
             }
-            self.load(op, load, leads, out).await?;
+            self.load(op, load, out).await?;
             for (block, place, follow) in follows {
                 match follow.wait().await {
                     Some(content) => out.put(block, &content?),
@@ -241,35 +254,45 @@ impl Engine {
     async fn load(
         &self,
         op: &'static str,
-        mut wanted: Wanted,
-        leads: Vec<Lead<BlockKey, Bytes>>,
+        mut load: Vec<(u64, Place, Lead<BlockKey, Bytes>)>,
         out: &mut Out<'_>,
     ) -> Result<()> {
-        let keep = out.bytes.len() <= CACHED;
-        wanted.sort_unstable_by_key(|(_, place)| *place);
-        let mut gets = stream::iter(groups(&wanted))
+        let keep = out.keep;
+        load.sort_unstable_by_key(|(_, place, _)| *place);
+        let (wanted, mut leads): (Wanted, Vec<_>) = load
+            .into_iter()
+            .map(|(block, place, lead)| ((block, place), Some(lead)))
+            .unzip();
+        let mut gets = stream::iter(self.groups(&wanted))
             .map(|group| self.get_group(op, group))
             .buffer_unordered(GETS);
         let mut content = [0; CONTENT];
         let done = async {
             while let Some((group, slots)) = gets.try_next().await? {
-                for (block, place) in &wanted[group.blocks] {
-                    slots.open(self, op, place.index, &mut content)?;
+                for (block, place) in &wanted[group.blocks.clone()] {
+                    let whole = out.whole(*block);
+                    let partly = whole.is_none();
+                    let target = whole.unwrap_or(&mut content);
+                    slots.open(&self.shared, op, place.index, target)?;
                     if keep {
                         let number = place.object.number();
-                        self.shared.cache.put_blocks(number, place.index, &content);
+                        self.shared.cache.put_blocks(number, place.index, target);
                     }
-                    out.put(*block, &content);
+                    if partly {
+                        out.put(*block, &content);
+                    }
                 }
+                // Whoever follows finds it in the cache, or loads it again.
+                leads[group.blocks]
+                    .iter_mut()
+                    .for_each(|lead| drop(lead.take()));
             }
             Ok(())
         };
         let result: Result<()> = done.await;
-        for lead in leads {
-            match &result {
-                Err(error) => lead.fail(error),
-                // Whoever follows finds it in the cache, or loads it again.
-                Ok(()) => drop(lead),
+        if let Err(error) = &result {
+            for lead in leads.into_iter().flatten() {
+                lead.fail(error);
             }
         }
         result
@@ -288,6 +311,7 @@ impl Engine {
         let mut out = Out {
             range: ByteRange::new(range.offset, 0),
             bytes: &mut nowhere,
+            keep: false,
         };
         let mut runs: Vec<Run> = Vec::new();
         let (root, unknown) = self.collect(blocks, &mut out, &mut runs);
@@ -303,13 +327,18 @@ impl Engine {
         wanted.sort_unstable_by_key(|(_, place)| *place);
         let mut results = Vec::new();
         let mut content = [0; CONTENT];
-        for group in groups(&wanted) {
+        for group in self.groups(&wanted) {
             let Group {
                 object,
                 indexes,
                 blocks,
             } = group;
-            let slots = match self.stored_blocks(op, object, indexes).await {
+            let info = self.info(op, object)?;
+            let slots = async {
+                self.verify_table(op, &info, object, verified).await?;
+                self.shared.stored_blocks(op, &info, indexes).await
+            };
+            let slots = match slots.await {
                 Ok(slots) => slots,
                 Err(error) => {
                     results.push(Err(error));
@@ -317,11 +346,18 @@ impl Engine {
                 }
             };
             let mut places = wanted[blocks].iter();
-            results.push(
-                places.try_for_each(|(_, place)| slots.open(self, op, place.index, &mut content)),
-            );
+            results.push(places.try_for_each(|(_, place)| {
+                slots.open(&self.shared, op, place.index, &mut content)
+            }));
         }
         Ok(results)
+    }
+
+    fn groups(&self, wanted: &[(u64, Place)]) -> Vec<Group> {
+        let info = |object| self.shared.table.info(object);
+        groups(wanted, |object| {
+            info(object).is_some_and(|info| info.framed)
+        })
     }
 
     async fn get_group(&self, op: &'static str, group: Group) -> Result<(Group, Slots)> {
@@ -338,15 +374,21 @@ impl Engine {
         object: ObjectId,
         blocks: Range<u32>,
     ) -> Result<Slots> {
-        let Some(disk) = &self.shared.disk else {
-            return self.stored_blocks(op, object, blocks).await;
-        };
         let info = self.info(op, object)?;
-        if let Some(bytes) = disk.get(&info.key, blocks.clone()).await {
-            return Ok(self.slots(&info, blocks.start, bytes));
+        let disk = self.shared.disk.as_ref();
+        if let Some(disk) = disk
+            && let Some(bytes) = disk.get(&info.key, blocks.clone()).await
+        {
+            return Ok(Slots::stored(&self.shared.seal, &info, blocks.start, bytes));
         }
-        let slots = self.stored_blocks(op, object, blocks).await?;
-        disk.put(&info.key, slots.first, slots.bytes.clone());
+        if info.framed {
+            let contents = self.framed_blocks(op, object, &info, blocks).await?;
+            return Ok(Slots::decompressed(&info, contents));
+        }
+        let slots = self.shared.stored_blocks(op, &info, blocks).await?;
+        if let Some(disk) = disk {
+            disk.put(&info.key, slots.first(), slots.bytes());
+        }
         Ok(slots)
     }
 
@@ -354,71 +396,29 @@ impl Engine {
         let info = self.shared.table.info(object);
         info.ok_or_else(|| Error::new(ErrorKind::Internal, op).reason("an object has no name"))
     }
-
-    fn slots(&self, info: &ObjectInfo, first: u32, bytes: Bytes) -> Slots {
-        Slots {
-            name: info.key.to_string(),
-            seal: self.shared.seal.blocks(&info.key),
-            first,
-            stride: self.shared.seal.stride(),
-            bytes,
-        }
-    }
-
-    /// Some blocks of one object as they are stored.
-    async fn stored_blocks(
-        &self,
-        op: &'static str,
-        object: ObjectId,
-        blocks: Range<u32>,
-    ) -> Result<Slots> {
-        let shared = &self.shared;
-        let info = self.info(op, object)?;
-        let stride = shared.seal.stride() as u64;
-        let at = |index: u32| (u64::from(info.start) + u64::from(index)) * stride;
-        let name = info.key.to_string();
-        let range = at(blocks.start)..at(blocks.end);
-        let bytes = shared.store.get_range(op, &name, range).await?;
-        let bytes = bytes.ok_or_else(|| shared.missing(op, &name))?;
-        Ok(self.slots(&info, blocks.start, bytes))
-    }
-}
-
-/// Blocks of one object as they are stored.
-struct Slots {
-    name: String,
-    seal: crate::seal::BlockSeal,
-    first: u32,
-    stride: usize,
-    bytes: Bytes,
-}
-
-impl Slots {
-    /// Verifies one block and puts its content into `out`.
-    fn open(&self, engine: &Engine, op: &'static str, index: u32, out: &mut [u8]) -> Result<()> {
-        let at = (index - self.first) as usize * self.stride;
-        let slot = self.bytes.get(at..at + self.stride).unwrap_or_default();
-        self.seal
-            .open(index, slot, out)
-            .map_err(|damage| engine.damaged(op, &self.name, damage).with("block", index))
-    }
-
-    fn content(&self, engine: &Engine, op: &'static str, index: u32) -> Result<Bytes> {
-        let mut content = vec![0; CONTENT];
-        self.open(engine, op, index, &mut content)?;
-        Ok(content.into())
-    }
 }
 
 /// What a read fills.
 struct Out<'a> {
     range: ByteRange,
+    /// Empty where only the cache is to be filled.
     bytes: &'a mut [u8],
+    /// Whether what comes from the store goes into the cache.
+    keep: bool,
 }
 
 impl Out<'_> {
+    /// Where a block goes of which all is wanted.
+    fn whole(&mut self, block: u64) -> Option<&mut [u8]> {
+        let at = (block * BLOCK).checked_sub(self.range.offset)? as usize;
+        self.bytes.get_mut(at..at + CONTENT)
+    }
+
     /// The part of a block that is wanted.
     fn put(&mut self, block: u64, content: &[u8]) {
+        if self.bytes.is_empty() {
+            return;
+        }
         let start = block * BLOCK;
         let from = start.max(self.range.offset);
         let to = (start + BLOCK).min(self.range.end());
@@ -436,14 +436,18 @@ struct Group {
     blocks: Range<usize>,
 }
 
-/// Puts blocks that lie together into groups; they are in the order of their places.
-fn groups(wanted: &[(u64, Place)]) -> Vec<Group> {
+/// Puts blocks that lie together into groups; they are in the order of their places. In objects
+/// that are `framed`, those lie together that are in neighbouring frames.
+fn groups(wanted: &[(u64, Place)], framed: impl Fn(ObjectId) -> bool) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
+    let near = |object: ObjectId, end: u32, index: u32| {
+        index.saturating_sub(end) <= GAP || index / FRAME <= end.div_ceil(FRAME) && framed(object)
+    };
     for (at, (_, place)) in wanted.iter().enumerate() {
         match groups.last_mut() {
             Some(group)
                 if group.object == place.object
-                    && place.index.saturating_sub(group.indexes.end) <= GAP
+                    && near(group.object, group.indexes.end, place.index)
                     && place.index - group.indexes.start < GET_BLOCKS =>
             {
                 group.indexes.end = place.index + 1;

@@ -189,6 +189,25 @@ impl State {
         Ok(Some(sealed))
     }
 
+    /// An object is in the store; its length there, if that is known, may have become another one.
+    pub(crate) fn note_stored(&mut self, sealed: &Sealed, bytes: Option<u32>) {
+        let Some(writer) = &mut self.writer else {
+            return;
+        };
+        writer.pending.remove(&sealed.id);
+        writer.pending_bytes -= sealed.slots.len();
+        writer.unstored.remove(&sealed.key.seq);
+        let stored = bytes.unwrap_or(sealed.bytes);
+        for trailing in self.tail.iter_mut().rev() {
+            if let TailItem::Object { key, bytes } = &mut trailing.item
+                && *key == sealed.key
+            {
+                *bytes = stored;
+                break;
+            }
+        }
+    }
+
     /// Has the new checkpoint committed by the next who asks for a commit: it counts as a change,
     /// unless there is another one that is not sealed yet and brings it along.
     pub(crate) fn note_checkpoint(&mut self) {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::PutPayload;
 use volmux_core::{ByteRange, Result};
 
 use super::building::{Building, Sealed};
+use super::ready::Ready;
 use super::{Engine, Role, Trouble};
 use crate::keys::{LogId, ObjectKey};
 use crate::tip::{BLOCK, TailItem};
@@ -33,8 +33,9 @@ impl Engine {
         let Ok(permit) = role.uploads.acquire().await else {
             return;
         };
+        let mut ready = None;
         while !role.is_over() {
-            match self.put("upload", sealed).await {
+            match self.put("upload", sealed, &mut ready).await {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::warn!(%error, "an upload failed and is repeated");
@@ -48,11 +49,8 @@ impl Engine {
         if role.is_over() {
             return;
         }
-        if let Some(writer) = &mut self.lock().writer {
-            writer.pending.remove(&sealed.id);
-            writer.pending_bytes -= sealed.slots.len();
-            writer.unstored.remove(&sealed.key.seq);
-        }
+        self.lock()
+            .note_stored(sealed, ready.map(|ready| ready.bytes));
         role.requests().trouble = None;
         role.stored.notify_waiters();
         role.wanted.notify_one();
@@ -85,16 +83,24 @@ impl Engine {
             .push(block, &content)
             .map_err(|damage| self.damaged(op, &key.to_string(), damage))?;
         let sealed = Sealed::of(op, shared, building)?;
-        self.put(op, &sealed).await?;
-        Ok(Some(sealed.item()))
+        let mut ready = None;
+        self.put(op, &sealed, &mut ready).await?;
+        let bytes = ready.map_or(sealed.bytes, |ready| ready.bytes);
+        Ok(Some(TailItem::Object { key, bytes }))
     }
 
-    async fn put(&self, op: &'static str, sealed: &Sealed) -> Result<()> {
-        let name = sealed.key.to_string();
-        let pieces = sealed
-            .pieces(&self.shared.seal)
-            .map_err(|damage| self.damaged(op, &name, damage))?;
-        let payload: PutPayload = pieces.into_iter().collect();
+    /// Puts an object. What it is made into is kept in `ready`: another try puts the same bytes.
+    async fn put(
+        &self,
+        op: &'static str,
+        sealed: &Sealed,
+        ready: &mut Option<Ready>,
+    ) -> Result<()> {
+        let made = match ready {
+            Some(made) => made,
+            None => ready.insert(sealed.ready(op, &self.shared).await?),
+        };
+        let (name, payload) = (sealed.key.to_string(), made.payload.clone());
         self.shared.store.put(op, &name, payload).await
     }
 }

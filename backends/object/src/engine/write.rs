@@ -1,7 +1,7 @@
 //! Writing: into the object that is being filled, and what to do when there is no room.
 
 use bytes::Bytes;
-use volmux_core::{ByteRange, Result};
+use volmux_core::{ByteRange, ErrorKind, Result};
 
 use super::state::{State, Writer};
 use super::{Engine, Role};
@@ -231,22 +231,51 @@ impl Engine {
                 Next::Done => return Ok(()),
                 Next::Wait => self.room(op, role).await?,
                 Next::Read(root, place) => {
-                    let place = match place {
-                        Some(place) => Some(place),
-                        None => self.checkpointed(op, root, block).await?,
+                    read = match self.know(op, block, root, place).await {
+                        Ok(known) => Some(known),
+                        // What is read from an old place may be collected.
+                        Err(error)
+                            if error.kind() == ErrorKind::Corrupt
+                                && self.has_moved(block, root, place) =>
+                        {
+                            None
+                        }
+                        Err(error) => return Err(error),
                     };
-                    let content = match place {
-                        Some(place) => self.fetch_block(op, place).await?,
-                        None => super::state::ZEROS,
-                    };
-                    read = Some(Known {
-                        root,
-                        place,
-                        content,
-                    });
                 }
             }
         }
+    }
+
+    /// Reads a block from its place; where that is not known, from that in the checkpoint `root`.
+    async fn know(
+        &self,
+        op: &'static str,
+        block: u64,
+        root: Root,
+        place: Option<Place>,
+    ) -> Result<Known> {
+        let place = match place {
+            Some(place) => Some(place),
+            None => self.checkpointed(op, root, block).await?,
+        };
+        let content = match place {
+            Some(place) => self.fetch_block(op, place).await?,
+            None => super::state::ZEROS,
+        };
+        Ok(Known {
+            root,
+            place,
+            content,
+        })
+    }
+
+    /// Whether a block that was to be read from `place`, or from that in the checkpoint `root`, is
+    /// elsewhere by now.
+    fn has_moved(&self, block: u64, root: Root, place: Option<Place>) -> bool {
+        let state = self.lock();
+        let now = state.overlaid(block);
+        state.root != root || now.is_some_and(|now| now != place)
     }
 
     fn change_part(
@@ -292,9 +321,14 @@ impl Engine {
 
     /// Whether more may be taken into memory, and into the journal.
     fn has_room(&self, role: &Role, state: &State) -> bool {
+        let settings = &self.shared.settings;
         let held = state.writer.as_ref().map_or(0, Writer::held);
         let journal = role.journal();
-        held < self.shared.settings.pending
+        // Only as long as the checkpoint that is being made does not lag behind.
+        let lags = state.frozen.is_some()
+            && (state.active.len() >= settings.overlay || state.tail.len() >= 2 * settings.tail);
+        held < settings.pending
+            && !lags
             && journal.is_none_or(|journal| journal.has_room(STEP * CONTENT))
     }
 

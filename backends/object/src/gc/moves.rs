@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
-use object_store::PutPayload;
 use tracing::warn;
 use volmux_core::{ErrorKind, Result};
 
@@ -182,23 +181,13 @@ async fn read_blocks(
     let (Some(first), Some(last)) = (span.first(), span.last()) else {
         return Ok(Vec::new());
     };
-    let stride = shared.seal.stride();
-    let at = |index: u32| (u64::from(info.start) + u64::from(index)) * stride as u64;
-    let name = info.key.to_string();
-    let range = at(first.start)..at(last.end);
-    let bytes = shared.store.get_range(op, &name, range).await?;
-    let bytes = bytes.ok_or_else(|| shared.missing(op, &name))?;
-    let seal = shared.seal.blocks(&info.key);
+    let slots = shared
+        .stored_blocks(op, info, first.start..last.end)
+        .await?;
     let mut blocks = Vec::new();
     for index in span.iter().cloned().flatten() {
-        let from = (index - first.start) as usize * stride;
         let mut content = vec![0; CONTENT];
-        seal.open(
-            index,
-            bytes.get(from..from + stride).unwrap_or_default(),
-            &mut content,
-        )
-        .map_err(|damage| shared.damaged(op, &name, damage).with("block", index))?;
+        slots.open(shared, op, index, &mut content)?;
         blocks.push((index, content));
     }
     Ok(blocks)
@@ -265,13 +254,10 @@ impl Copier<'_> {
         let (op, shared) = (self.op, self.shared);
         let sealed = Sealed::of(op, shared, building)?;
         let name = sealed.key.to_string();
-        let pieces = sealed
-            .pieces(&shared.seal)
-            .map_err(|damage| shared.damaged(op, &name, damage))?;
+        let payload = sealed.ready(op, shared).await?.payload;
         if let Some(info) = shared.table.info(sealed.id) {
             self.table.intern(&info)?;
         }
-        let payload: PutPayload = pieces.into_iter().collect();
         shared.store.put(op, &name, payload).await
     }
 

@@ -3,7 +3,7 @@
 //! Records are handed to a thread, which writes them to the current segment: a file that is full
 //! of zeros or of old records and is only ever overwritten, so that a sync has no metadata to
 //! write. Once what a segment holds is committed in the store, its file is used again.
-//! docs/decisions/0012-object-journal.md says why.
+//! docs/decisions/0011-object-journal.md says why.
 
 mod files;
 mod format;

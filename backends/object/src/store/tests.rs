@@ -24,7 +24,7 @@ enum Act {
     Hang,
     /// A fault that does not pass.
     Refuse,
-    /// The body ends after a byte.
+    /// The body ends after a byte; a hundred objects are deleted.
     Truncate,
     /// A conflict though there is no such object.
     Conflict,
@@ -125,6 +125,10 @@ impl ObjectStore for Scripted {
     ) -> BoxStream<'static, object_store::Result<Path>> {
         match self.act() {
             Act::Pass => self.inner.delete_stream(locations),
+            Act::Truncate => {
+                let some = self.inner.delete_stream(locations.take(100).boxed());
+                some.chain(stream::iter([Err(passing())])).boxed()
+            }
             _ => stream::iter([Err(passing())]).boxed(),
         }
     }
@@ -326,6 +330,20 @@ async fn a_listing_goes_on_where_it_was() {
         (error.kind(), error.get("object")),
         (ErrorKind::TimedOut, Some("d"))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_deleted_is_not_deleted_again() {
+    let (inner, store) = scripted(&[]);
+    let names: Vec<String> = (0..250).map(|i| format!("d/{i}")).collect();
+    for name in &names {
+        store.put("t", name, "x".into()).await.expect("put");
+    }
+    let before = requests(&inner);
+    let acts = std::iter::repeat_n(Act::Truncate, 100);
+    inner.acts.lock().expect("not poisoned").extend(acts);
+    store.delete("t", names).await.expect("delete");
+    assert_eq!(requests(&inner) - before, 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,6 +30,8 @@ pub fn client(store: &Store) -> Result<Arc<AmazonS3>> {
         .with_region("us-east-1")
         .with_bucket_name(BUCKET)
         .with_allow_http(true)
+        // As our pools do on loopback: hashing what is put would be half of the work.
+        .with_unsigned_payload(true)
         .build()?;
     Ok(Arc::new(client))
 }
