@@ -12,6 +12,7 @@ mod data;
 mod device;
 mod engine;
 mod envelope;
+mod extents;
 mod fault;
 mod format;
 mod frame;
