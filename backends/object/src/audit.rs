@@ -10,6 +10,7 @@ use volmux_core::{
 use crate::catalog::Entry;
 use crate::engine::Engine;
 use crate::gc::Collector;
+use crate::open::MOVED;
 use crate::pool::Ready;
 
 /// Volumes that are looked at together.
@@ -64,26 +65,40 @@ impl Ready {
 
     /// Whether a volume's metadata can be read.
     async fn look_at(&self, op: &'static str, entry: Arc<Entry>) -> Result<Option<Finding>> {
-        let looked = async {
-            let (_, tip) = self.committed_tip(op, &entry).await?;
-            Engine::reader(op, self.shared.clone(), &tip, None).await
-        };
-        let Err(error) = looked.await else {
-            return Ok(None);
-        };
-        if error.kind() != ErrorKind::Corrupt {
-            return Err(error);
+        let id = entry.id;
+        let (mut entry, mut damaged) = (entry, None);
+        for tries in 0.. {
+            let tip = self.committed_tip(op, &entry).await.map(|(_, tip)| tip);
+            let looked = match &tip {
+                Ok(tip) => Engine::reader(op, self.shared.clone(), tip, None)
+                    .await
+                    .err(),
+                Err(_) => None,
+            };
+            let (tip, error) = match (tip, looked) {
+                (Ok(_), None) => return Ok(None),
+                (Ok(tip), Some(error)) => (Some(tip), error),
+                (Err(error), _) => (None, error),
+            };
+            if error.kind() != ErrorKind::Corrupt {
+                return Err(error);
+            }
+            // It may have been deleted, or gone on and what it held before been collected.
+            self.catalog.refresh(op).await?;
+            let there = self.catalog.read(|state| state.by_id(id).cloned());
+            let Some(there) = there else { break };
+            if damaged == Some(tip.clone()) || tries == MOVED {
+                return Ok(Some(Finding {
+                    kind: FindingKind::Damaged,
+                    object: there.name.to_string(),
+                    detail: error.to_string(),
+                    bytes: None,
+                    repaired: false,
+                }));
+            }
+            (entry, damaged) = (there, Some(tip));
         }
-        // It may have been deleted, and collected, in the meantime.
-        self.catalog.refresh(op).await?;
-        let there = self.catalog.read(|state| state.by_id(entry.id).cloned());
-        Ok(there.map(|entry| Finding {
-            kind: FindingKind::Damaged,
-            object: entry.name.to_string(),
-            detail: error.to_string(),
-            bytes: None,
-            repaired: false,
-        }))
+        Ok(None)
     }
 
     /// Collects what nobody needs.

@@ -12,11 +12,9 @@ use volmux_core::{
 
 use crate::claim::Mark;
 use crate::engine::Engine;
+use crate::open::MOVED;
 use crate::pool::Ready;
 use crate::uses::Hold;
-
-/// How often a reader looks again for what it did not find.
-const RETRIES: u32 = 3;
 
 /// An open volume of an object pool.
 #[derive(Debug)]
@@ -82,7 +80,11 @@ impl ObjectDevice {
         if let Some(engine) = of.engine()
             && match engine.is_writer() {
                 true => engine.is_current(op).await?,
-                false => engine.follow(op).await?,
+                false => match engine.follow(op).await {
+                    // What it was about to follow was replaced.
+                    Err(error) if error.kind() == ErrorKind::Corrupt => false,
+                    other => other?,
+                },
             }
         {
             return Ok(engine);
@@ -169,7 +171,7 @@ impl BlockDevice for ObjectDevice {
             // What was about to be read may just have been replaced, and collected.
             self.hold.of.set_fresh(&engine, None);
             tries += 1;
-            if error.kind() != ErrorKind::Corrupt || self.is_bare || tries > RETRIES {
+            if error.kind() != ErrorKind::Corrupt || self.is_bare || tries > MOVED {
                 return Err(self.named(error));
             }
         }
@@ -205,8 +207,12 @@ impl BlockDevice for ObjectDevice {
     async fn extents(&self, range: ByteRange) -> Result<ExtentStream> {
         let op = "extents";
         self.check(range, op)?;
-        let engine = self.reading(op).await?;
-        Ok(engine.view().allocated(range))
+        if self.is_bare {
+            let engine = self.reading(op).await?;
+            return Ok(engine.view().allocated(range));
+        }
+        let (of, writer) = ((self.id, self.name.clone()), self.engine.clone());
+        self.ready.extents_of(op, of, writer, range).await
     }
 }
 

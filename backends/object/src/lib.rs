@@ -12,6 +12,7 @@ mod data;
 mod device;
 mod engine;
 mod envelope;
+mod extents;
 mod fault;
 mod format;
 mod frame;
@@ -40,6 +41,7 @@ mod store;
 mod tip;
 mod uses;
 mod walk;
+mod watched;
 
 pub use backend::ObjectBackend;
 pub use config::{Compression, Encryption, Flush, Location, ObjectConfig};

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use volmux_core::{
-    Access, BlockDevice, ByteRange, ErrorKind, ExtentKind, ExtentQuery, ExtentStream, OpenOptions,
-    Result, Sharing, VolumeName,
-};
+use volmux_core::{Access, BlockDevice, ErrorKind, OpenOptions, Result, Sharing, VolumeName};
 
 use crate::catalog::Entry;
 use crate::claim::Mark;
@@ -14,6 +11,10 @@ use crate::engine::Engine;
 use crate::owner::Living;
 use crate::pool::Ready;
 use crate::uses::{Use, Uses};
+
+/// How often what was not found is looked for anew: it may just have been replaced, or moved by a
+/// collection of garbage, and collected.
+pub(crate) const MOVED: u32 = 3;
 
 impl Ready {
     /// Opens a volume.
@@ -109,6 +110,24 @@ impl Ready {
     pub(crate) async fn readable(
         &self,
         op: &'static str,
+        entry: &Arc<Entry>,
+        of: &Arc<Use>,
+    ) -> Result<Arc<Engine>> {
+        let mut entry = entry.clone();
+        for _ in 0..MOVED {
+            match self.readable_once(op, &entry, of).await {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                other => return other,
+            }
+            self.catalog.refresh(op).await?;
+            entry = self.entry_by_id(op, entry.id, &entry.name)?;
+        }
+        self.readable_once(op, &entry, of).await
+    }
+
+    async fn readable_once(
+        &self,
+        op: &'static str,
         entry: &Entry,
         of: &Arc<Use>,
     ) -> Result<Arc<Engine>> {
@@ -181,37 +200,19 @@ impl Ready {
         }
     }
 
-    /// The extents of a volume.
-    pub(crate) async fn extents(
+    /// An engine that knows what a volume holds now.
+    pub(crate) async fn content(
         &self,
         op: &'static str,
-        name: &VolumeName,
-        query: ExtentQuery,
-    ) -> Result<ExtentStream> {
-        self.catalog.refresh(op).await?;
-        let entry = self.entry(op, name)?;
-        let range = query.range.unwrap_or(ByteRange::new(0, entry.size));
-        range
-            .check_within(entry.size, op)
-            .map_err(|error| error.with("pool", self).with("volume", name))?;
-        let engine = self.content(op, &entry).await?;
-        match &query.kind {
-            ExtentKind::Allocated => Ok(engine.view().allocated(range)),
-            ExtentKind::ChangedSince(other) => {
-                let other = self.entry(op, other)?;
-                let since = self.content(op, &other).await?;
-                Ok(engine.view().changed(since.view(), range))
-            }
-        }
-    }
-
-    /// An engine that knows what a volume holds now.
-    async fn content(&self, op: &'static str, entry: &Entry) -> Result<Arc<Engine>> {
+        entry: &Arc<Entry>,
+    ) -> Result<Arc<Engine>> {
         let of = self.uses.of(entry.id);
         let _turn = of.turn.lock().await;
-        match of.engine() {
-            Some(_) => self.readable(op, entry, &of).await,
-            None => self.open_reader(op, entry).await,
+        if of.engine().is_some() {
+            return self.readable(op, entry, &of).await;
         }
+        // Not for others, who would have to follow what it reads.
+        let unused = Uses::default().of(entry.id);
+        self.readable(op, entry, &unused).await
     }
 }

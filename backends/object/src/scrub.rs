@@ -58,14 +58,9 @@ impl Ready {
         let mut verified = Verified::default();
         for entry in entries {
             let damage = self
-                .scrub_volume(op, &entry, control, &mut verified)
+                .scrub_volume(op, entry.clone(), control, &mut verified)
                 .await?;
             if damage.is_empty() {
-                continue;
-            }
-            // What was deleted meanwhile may be collected meanwhile.
-            self.catalog.refresh(op).await?;
-            if self.catalog.read(|state| state.by_id(entry.id).is_none()) {
                 continue;
             }
             report
@@ -81,56 +76,96 @@ impl Ready {
         Ok(report)
     }
 
-    /// Verifies one volume; what is damaged is returned, any other failure is one.
+    /// Verifies one volume; what is damaged is returned, any other failure is one. What seems to
+    /// be damaged is looked at again: it may just have been replaced and collected.
     async fn scrub_volume(
         &self,
         op: &'static str,
-        entry: &Entry,
+        entry: Arc<Entry>,
         control: &Control,
         verified: &mut Verified,
     ) -> Result<Vec<Error>> {
-        let mut damage = Vec::new();
-        let mut note = |result: Result<()>| match result {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                damage.push(error);
-                Ok(())
-            }
-            other => other,
+        let id = entry.id;
+        let mut place = Place {
+            entry,
+            at: 0,
+            again: false,
+            damage: Vec::new(),
         };
-        let (_, tip) = match self.committed_tip(op, entry).await {
-            Ok(found) => found,
-            Err(error) => {
-                note(Err(error))?;
-                return Ok(damage);
+        loop {
+            match self.scrub_on(op, &mut place, control, verified).await {
+                Ok(true) => return Ok(place.damage),
+                Ok(false) => {}
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    if place.again {
+                        place.damage.push(error);
+                    }
+                }
+                Err(error) => return Err(error),
             }
-        };
-        let engine = match Engine::reader(op, self.shared.clone(), &tip, None).await {
-            Ok(engine) => engine,
-            Err(error) => {
-                note(Err(error))?;
-                return Ok(damage);
+            if std::mem::replace(&mut place.again, true) {
+                return Ok(place.damage);
             }
-        };
-        let mut extents = engine.view().allocated(ByteRange::new(0, entry.size));
+            self.catalog.refresh(op).await?;
+            match self.catalog.read(|state| state.by_id(id).cloned()) {
+                Some(entry) => place.entry = entry,
+                // What it held may be collected.
+                None => return Ok(Vec::new()),
+            }
+        }
+    }
+
+    /// Goes on from a place to the volume's end; `false` where something seems to be damaged that
+    /// was looked at only once.
+    async fn scrub_on(
+        &self,
+        op: &'static str,
+        place: &mut Place,
+        control: &Control,
+        verified: &mut Verified,
+    ) -> Result<bool> {
+        let (_, tip) = self.committed_tip(op, &place.entry).await?;
+        let engine = Engine::reader(op, self.shared.clone(), &tip, None).await?;
+        let rest = ByteRange::from_to(place.at, place.entry.size.max(place.at));
+        let mut extents = engine.view().allocated(rest);
         loop {
             control.check(op)?;
-            let mut rest = match extents.try_next().await {
-                Ok(Some(extent)) => extent,
-                Ok(None) => break,
-                Err(error) => {
-                    note(Err(error))?;
-                    break;
-                }
+            let Some(mut rest) = extents.try_next().await? else {
+                return Ok(true);
             };
             while !rest.is_empty() {
                 control.check(op)?;
                 let part = ByteRange::new(rest.offset, rest.length.min(STEP));
-                for result in engine.verify(op, part, verified).await? {
-                    note(result)?;
+                let mut anew = Verified::default();
+                let noted = if place.again {
+                    &mut anew
+                } else {
+                    &mut *verified
+                };
+                let mut damage = Vec::new();
+                for result in engine.verify(op, part, noted).await? {
+                    match result {
+                        Err(error) if error.kind() == ErrorKind::Corrupt => damage.push(error),
+                        other => other?,
+                    }
                 }
+                place.at = part.offset;
+                if !damage.is_empty() && !place.again {
+                    return Ok(false);
+                }
+                place.damage.extend(damage);
+                (place.at, place.again) = (part.end(), false);
                 rest = ByteRange::from_to(part.end(), rest.end());
             }
         }
-        Ok(damage)
     }
+}
+
+/// How far a volume is verified.
+struct Place {
+    entry: Arc<Entry>,
+    at: u64,
+    /// What comes next was looked at before.
+    again: bool,
+    damage: Vec<Error>,
 }

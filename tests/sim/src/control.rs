@@ -475,6 +475,7 @@ pub async fn list(sim: Rc<Sim>, host: usize) -> Step {
     };
     let asked = sim.moment();
     let steady = sim.model.borrow().which(Vol::is_firm);
+    let quiet = steady.len() == sim.model.borrow().vols.len();
     let locks: Vec<Lock> = steady.iter().map(|key| sim.lock(*key, false)).collect();
     let ended = sim
         .call("list", &format!("on {host}"), &[], pool.volumes())
@@ -494,7 +495,7 @@ pub async fn list(sim: Rc<Sim>, host: usize) -> Step {
         check_size(&vol, seen)?;
     }
     // Nothing was under way when this began, nor since.
-    if model.last_change < asked && model.vols.values().all(Vol::is_firm) {
+    if quiet && model.last_change < asked && model.vols.values().all(Vol::is_firm) {
         let extra = found
             .iter()
             .find(|found| !model.is_taken(found.name.as_str()));

@@ -398,8 +398,16 @@ pub async fn duel(sim: Rc<Sim>, hosts: [usize; 2], key: Key) -> Step {
         (volume_name(&vol.name), vol.size, group)
     };
     let (a, b) = futures::future::join(
-        duellist(&sim, hosts[0], &name, size, &group),
-        duellist(&sim, hosts[1], &name, size, &group),
+        to_the_death(
+            &sim,
+            hosts[0],
+            duellist(&sim, hosts[0], &name, size, &group),
+        ),
+        to_the_death(
+            &sim,
+            hosts[1],
+            duellist(&sim, hosts[1], &name, size, &group),
+        ),
     )
     .await;
     let (a, b) = (a?, b?);
@@ -418,6 +426,23 @@ pub async fn duel(sim: Rc<Sim>, hosts: [usize; 2], key: Key) -> Step {
 
 /// Of one whose flush succeeded: when the volume was open, and when the flush was asked for.
 type Shot = Option<(u64, u64)>;
+
+/// Nothing is heard any more of who runs on a host that dies.
+async fn to_the_death(
+    sim: &Sim,
+    host: usize,
+    duellist: impl Future<Output = Step<Shot>>,
+) -> Step<Shot> {
+    let death = match sim.hosts.borrow().get(host) {
+        Some(Some(host)) => host.death.clone(),
+        _ => return Ok(None),
+    };
+    tokio::select! {
+        biased;
+        () = death.wait() => Ok(None),
+        shot = duellist => shot,
+    }
+}
 
 async fn duellist(
     sim: &Rc<Sim>,

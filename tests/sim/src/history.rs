@@ -164,10 +164,11 @@ impl View {
         }
     }
 
-    /// Of the writer, at `when`.
+    /// Of the writer, who asks at `when`: what is written, and flushed, after that may be seen or
+    /// not.
     pub fn writer(when: Moment) -> Self {
         View {
-            flushed_by: NEVER,
+            flushed_by: when,
             answered_by: Some(when),
         }
     }

@@ -7,12 +7,19 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::FxBuildHasher;
-use tokio::sync::watch;
 use volmux_core::{Error, Result};
 
-type Landed<V> = Option<Result<V, Arc<Error>>>;
-/// Nobody waits yet where there is no sender.
-type Waiting<V> = Option<watch::Sender<Landed<V>>>;
+use crate::watched::Watched;
+
+/// What became of a load.
+enum Flight<V> {
+    UnderWay,
+    Landed(Result<V, Arc<Error>>),
+    GivenUp,
+}
+
+/// None as long as nobody waits.
+type Waiting<V> = Option<Arc<Watched<Flight<V>>>>;
 
 /// What is being loaded.
 pub(crate) struct Flights<K, V>(Arc<Mutex<HashMap<K, Waiting<V>, FxBuildHasher>>>);
@@ -38,7 +45,7 @@ pub(crate) struct Lead<K: Copy + Eq + Hash, V> {
 }
 
 /// Somebody else's load.
-pub(crate) struct Follow<V>(watch::Receiver<Landed<V>>);
+pub(crate) struct Follow<V>(Arc<Watched<Flight<V>>>);
 
 impl<K: Copy + Eq + Hash, V: Clone> Flights<K, V> {
     /// None under way.
@@ -51,8 +58,8 @@ impl<K: Copy + Eq + Hash, V: Clone> Flights<K, V> {
     pub(crate) fn join(&self, key: K) -> Turn<K, V> {
         let mut map = self.map();
         if let Some(waiting) = map.get_mut(&key) {
-            let sender = waiting.get_or_insert_with(|| watch::channel(None).0);
-            return Turn::Follow(Follow(sender.subscribe()));
+            let flight = waiting.get_or_insert_with(|| Arc::new(Watched::new(Flight::UnderWay)));
+            return Turn::Follow(Follow(flight.clone()));
         }
         map.insert(key, None);
         Turn::Lead(Lead {
@@ -93,29 +100,32 @@ impl<K: Copy + Eq + Hash, V> Lead<K, V> {
 
     fn finish(mut self, outcome: Result<V, Arc<Error>>) {
         self.landed = true;
-        if let Some(sender) = self.flights.end(&self.key) {
-            sender.send_replace(Some(outcome));
+        if let Some(flight) = self.flights.end(&self.key) {
+            flight.change(|flight| *flight = Flight::Landed(outcome));
         }
     }
 }
 
 impl<K: Copy + Eq + Hash, V> Drop for Lead<K, V> {
     fn drop(&mut self) {
-        if !self.landed {
-            // Without its sender, those who wait know that they have to begin again.
-            drop(self.flights.end(&self.key));
+        if !self.landed
+            && let Some(flight) = self.flights.end(&self.key)
+        {
+            flight.change(|flight| *flight = Flight::GivenUp);
         }
     }
 }
 
 impl<V: Clone> Follow<V> {
     /// What the load brought; none where it was given up: look again, and join again.
-    pub(crate) async fn wait(mut self) -> Option<Result<V>> {
-        let landed = self.0.wait_for(Option::is_some).await.ok()?;
-        match landed.as_ref()? {
-            Ok(value) => Some(Ok(value.clone())),
-            Err(error) => Some(Err(copy_of(error))),
-        }
+    pub(crate) async fn wait(self) -> Option<Result<V>> {
+        let outcome = |flight: &Flight<V>| match flight {
+            Flight::UnderWay => None,
+            Flight::Landed(Ok(value)) => Some(Some(Ok(value.clone()))),
+            Flight::Landed(Err(error)) => Some(Some(Err(copy_of(error)))),
+            Flight::GivenUp => Some(None),
+        };
+        self.0.until(outcome).await
     }
 }
 

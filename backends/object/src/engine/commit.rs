@@ -91,26 +91,21 @@ impl Engine {
     pub(crate) async fn commit(&self, op: &'static str) -> Result<()> {
         let role = self.role(op)?;
         let change = self.lock().writer.as_ref().map_or(0, |w| w.change);
-        let mut progress = role.progress.subscribe();
-        let begun = progress.borrow().begun;
-        if progress.borrow().change >= change {
-            return role.check(op);
-        }
-        role.want(change);
-        loop {
-            let now = progress.borrow_and_update().clone();
+        let begun = {
+            let now = role.progress.now();
             if now.change >= change {
-                return Ok(());
+                return role.check(op);
             }
-            match now.failed {
-                Some((attempt, trouble)) if attempt > begun => return Err(trouble.error(op)),
-                _ if now.ended => return Err(fenced(op)),
-                _ => {}
-            }
-            if progress.changed().await.is_err() {
-                return Err(fenced(op));
-            }
-        }
+            now.begun
+        };
+        role.want(change);
+        let outcome = |now: &Progress| match &now.failed {
+            _ if now.change >= change => Some(Ok(())),
+            Some((attempt, trouble)) if *attempt > begun => Some(Err(trouble.error(op))),
+            _ if now.ended => Some(Err(fenced(op))),
+            _ => None,
+        };
+        role.progress.until(outcome).await
     }
 
     /// Whether no other writer has taken over, as far as the store knows by now; otherwise this
@@ -159,9 +154,9 @@ impl Engine {
     /// Waits until the committing task has ended.
     pub(crate) async fn ended(&self) {
         if let Some(role) = &self.role {
-            let mut progress = role.progress.subscribe();
-            // An error means that nobody is left who could go on.
-            let _ = progress.wait_for(|progress| progress.ended).await;
+            role.progress
+                .until(|progress| progress.ended.then_some(()))
+                .await;
         }
     }
 
@@ -183,7 +178,7 @@ impl Engine {
                 self.end(role).await;
                 break;
             }
-            let done = role.progress.borrow().change;
+            let done = role.progress.now().change;
             let change = self.changes();
             if change == done {
                 dirty_since = None;
@@ -208,7 +203,7 @@ impl Engine {
             // Whoever takes over on this host may want it; it is gone where it ended cleanly.
             journal.end(false).await;
         }
-        role.progress.send_modify(|progress| progress.ended = true);
+        role.progress.change(|progress| progress.ended = true);
     }
 
     /// The last commit. What fails now was not flushed, and is lost with the process anyway.
@@ -219,7 +214,7 @@ impl Engine {
         }
         self.attempt(role, self.changes(), Phase::Closed).await;
         if let Some(journal) = &role.journal {
-            let committed = role.progress.borrow().change;
+            let committed = role.progress.now().change;
             journal.end(committed == self.changes()).await;
         }
     }
@@ -244,12 +239,12 @@ impl Engine {
     /// Commits what is stored, at least everything up to `wanted`, and tells those who wait.
     async fn attempt(&self, role: &Role, wanted: u64, phase: Phase) {
         let mut begun = 0;
-        role.progress.send_modify(|progress| {
+        role.progress.change(|progress| {
             progress.begun += 1;
             begun = progress.begun;
         });
         match self.put_manifest(role, wanted, phase).await {
-            Ok(change) => role.progress.send_modify(|progress| {
+            Ok(change) => role.progress.change(|progress| {
                 progress.change = progress.change.max(change);
             }),
             Err(error) => {
@@ -259,7 +254,7 @@ impl Engine {
                 tracing::warn!(%error, log = %role.log, "a commit failed");
                 let trouble = Trouble::new(error);
                 role.progress
-                    .send_modify(|progress| progress.failed = Some((begun, trouble)));
+                    .change(|progress| progress.failed = Some((begun, trouble)));
             }
         }
     }

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
 use tokio::task::spawn_blocking;
 use volmux_core::{Error, ErrorKind, Result};
 
 use super::ahead::Ahead;
-use super::commit::{Committed, Progress};
+use super::commit::Committed;
 use super::state::{State, Writer};
 use super::upload::UPLOADS;
 use super::{Engine, Requests, Role};
@@ -26,6 +26,7 @@ use crate::owner::Living;
 use crate::seal::Seal;
 use crate::shared::Shared;
 use crate::tip::{TailItem, Tip};
+use crate::watched::Watched;
 
 /// Records of a journal that are in memory at once: each is 256 KiB at most.
 const REPLAYED: usize = 32;
@@ -109,7 +110,7 @@ impl Engine {
             stored: Notify::new(),
             wanted: Notify::new(),
             requests: Mutex::new(Requests::default()),
-            progress: watch::Sender::new(Progress::default()),
+            progress: Watched::default(),
             committed: Mutex::new(Committed::new(manifest.number, manifest.tip)),
             checkpointing: AsyncMutex::new(()),
             replaying: AtomicBool::new(replay.is_some()),

@@ -24,7 +24,7 @@ mod write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
 use volmux_core::{Error, ErrorKind, Result};
 
 use self::ahead::Ahead;
@@ -36,6 +36,7 @@ use crate::owner::Living;
 use crate::seal::Damage;
 use crate::shared::Shared;
 use crate::tip::Tip;
+use crate::watched::Watched;
 
 pub(crate) use self::ahead::MOST as MOST_AHEAD;
 pub(crate) use self::buffers::Buffers;
@@ -70,7 +71,7 @@ struct Role {
     /// Told whenever there is something to commit, or to end.
     wanted: Notify,
     requests: Mutex<Requests>,
-    progress: watch::Sender<Progress>,
+    progress: Watched<Progress>,
     committed: Mutex<Committed>,
     /// Held while a checkpoint is made.
     checkpointing: AsyncMutex<()>,
@@ -145,7 +146,7 @@ impl Engine {
     /// Whether it was for writing, and has ended.
     pub(crate) fn has_ended(&self) -> bool {
         let role = self.role.as_ref();
-        role.is_some_and(|role| role.progress.borrow().ended)
+        role.is_some_and(|role| role.progress.now().ended)
     }
 
     /// Whether it reads this, and nothing newer.

@@ -2,6 +2,7 @@
 
 mod concurrent;
 mod late;
+mod meanwhile;
 mod rewriting;
 
 use std::collections::BTreeMap;
