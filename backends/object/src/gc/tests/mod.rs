@@ -22,7 +22,7 @@ use volmux_core::{
 use super::*;
 use crate::catalog::Entry;
 use crate::catalog::tests::rough::Rough;
-use crate::config::{Location, ObjectConfig};
+use crate::config::{Compression, Location, ObjectConfig};
 use crate::keys::{Named, ObjectKey};
 use crate::manifest::{Manifest, Phase};
 use crate::owner::Living;
@@ -43,12 +43,21 @@ async fn pool(store: &Arc<Rough>) -> Arc<ObjectPool> {
 }
 
 async fn pool_with(store: &Arc<Rough>, cache: ByteSize) -> Arc<ObjectPool> {
+    pool_compressed(store, cache, Compression::None).await
+}
+
+async fn pool_compressed(
+    store: &Arc<Rough>,
+    cache: ByteSize,
+    compression: Compression,
+) -> Arc<ObjectPool> {
     // Of writers in one process, no two may have the same identity, whatever store they are on.
     static SEED: AtomicU64 = AtomicU64::new(1 << 40);
     let seed = SEED.fetch_add(1, Relaxed);
     let mut config = ObjectConfig::new(Location::Memory);
     config.object_size = Some(ByteSize::kib(64));
     config.cache = Some(cache);
+    config.compression = Some(compression);
     let store: Arc<dyn ObjectStore> = store.clone();
     ObjectPool::over(store, config, seed)
         .await

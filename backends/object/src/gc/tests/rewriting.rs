@@ -75,6 +75,26 @@ async fn a_closed_volume_takes_little_more_than_it_holds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn compressed_objects_are_given_up_too() {
+    let store = Rough::new(1);
+    let lz4 = async || pool_compressed(&store, ByteSize::mib(1), Compression::Lz4).await;
+    let pool = lz4().await;
+    let expected = sparse(&pool, "a").await;
+    collect(&pool).await;
+    let objects = async || {
+        let all = everything(&store).await;
+        all.iter().filter(|(name, _)| name.contains("/d/")).count()
+    };
+    let sparse = objects().await;
+    let done = collect_all(&pool).await;
+    assert!(done.objects > 4, "{done:?}");
+    assert!(objects().await < sparse, "{sparse} objects");
+    for pool in [pool, lz4().await] {
+        assert_eq!(content(&pool, "a").await, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_volumes_share_they_still_share() {
     let store = Rough::new(1);
     let pool = pool(&store).await;
