@@ -19,14 +19,20 @@ mod signals;
 mod verify;
 mod volume;
 
+use std::time::Duration;
+
 use clap::Parser;
 use listenfd::ListenFd;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 use volmux::{Error, Result};
 
 use crate::app::App;
 use crate::args::{Cli, Command};
+
+/// How long the end of what goes on in the background is waited for.
+const SETTLE_TIME: Duration = Duration::from_secs(10);
 
 fn main() {
     let cli = Cli::parse();
@@ -63,7 +69,7 @@ fn run(app: &App, command: Command) -> Result<u8> {
         .enable_all()
         .build()
         .map_err(|e| Error::from_io("start_runtime", e))?;
-    let code = runtime.block_on(async {
+    let result = runtime.block_on(async {
         signals::watch(app.cancel.clone())?;
         match command {
             Command::Pool(command) => Box::pin(pool::run(app, command)).await,
@@ -73,6 +79,18 @@ fn run(app: &App, command: Command) -> Result<u8> {
             Command::Man { dir } => generate::man(app, dir.as_deref()),
         }
     });
+    runtime.block_on(settle());
     runtime.shutdown_background();
-    code
+    result
+}
+
+/// Waits, but not for ever, until what goes on in the background has ended: a volume that was
+/// written is closed there, and a host that finds it open has to take it over.
+async fn settle() {
+    let end = Instant::now() + SETTLE_TIME;
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    // The one that is left watches for signals.
+    while alive() > 1 && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

@@ -8,7 +8,7 @@ use volmux::{Error, ErrorKind, Result};
 
 use crate::args::exit_code;
 
-/// Cancels `cancel` at the first signal and ends the program at the second.
+/// Cancels `cancel` at the first signal and ends the program at the second, in one task.
 ///
 /// # Errors
 /// `Unavailable` if the signals can't be caught.

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::ObjectStore;
 use object_store::path::Path;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, oneshot};
 use tokio::task::spawn_blocking;
 use volmux_core::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize,
@@ -64,6 +64,8 @@ pub(crate) struct Ready {
     pub(crate) config: ObjectConfig,
     pub(crate) policy: ThinPolicy,
     pub(crate) space: Space,
+    /// Goes with it; that ends what runs in the background for it.
+    _open: oneshot::Sender<()>,
 }
 
 impl ObjectPool {
@@ -148,6 +150,7 @@ impl ObjectPool {
                     ids: self.ids.clone(),
                     settings,
                 };
+                let (open, ended) = oneshot::channel();
                 let ready = Arc::new(Ready {
                     shared: Arc::new(shared),
                     catalog: Catalog::open(op, self.store.clone(), seal).await?,
@@ -156,10 +159,11 @@ impl ObjectPool {
                     config: self.config.clone(),
                     policy: self.policy,
                     space: self.space.clone(),
+                    _open: open,
                 });
                 if let Some(interval) = self.config.gc_interval().filter(|_| !self.config.read_only)
                 {
-                    tokio::spawn(collecting(Arc::downgrade(&ready), interval));
+                    tokio::spawn(collecting(Arc::downgrade(&ready), interval, ended));
                 }
                 Ok(ready)
             })
@@ -261,9 +265,13 @@ impl ObjectPool {
 }
 
 /// Collects garbage from time to time, as long as the pool is open.
-async fn collecting(ready: Weak<Ready>, interval: Duration) {
+async fn collecting(ready: Weak<Ready>, interval: Duration, mut ended: oneshot::Receiver<()>) {
     loop {
-        tokio::time::sleep(interval).await;
+        tokio::select! {
+            biased;
+            _ = &mut ended => return,
+            () = tokio::time::sleep(interval) => {}
+        }
         let Some(ready) = ready.upgrade() else {
             return;
         };
