@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole life of a volume, on a pool in a temporary directory, with a real ext4 disk image made
-# from the files of this repository. Needs no root, leaves nothing behind, and ends with an exit
-# code other than 0 if anything is not as it should be.
+# The whole life of a volume, on an object pool in a temporary directory, with a real ext4 disk
+# image made from the files of this repository. Needs no root and no special file system, leaves
+# nothing behind, and ends with an exit code other than 0 if anything is not as it should be.
 #
 # usage: examples/demo.sh     (VOLMUX names the program; without it, it is built)
 set -euo pipefail
@@ -19,7 +19,7 @@ server=
 trap 'kill -KILL $server 2>/dev/null || true; rm -rf "$work"' EXIT
 cd "$work"
 mkdir pool files
-export VOLMUX_POOL="dir://$work/pool"
+export VOLMUX_POOL="file+object://$work/pool"
 checks=0
 bold='' plain=''
 if [ -t 1 ]; then
@@ -77,14 +77,24 @@ refused() {
 
 # serve VOLUME: serves it over NBD; $uri is where, $server the process.
 serve() {
-    show volmux export "$1" --socket "$1.sock"
-    "$VOLMUX" export "$1" --socket "$1.sock" >uri &
+    rm -f uri
+    "$VOLMUX" export "$1" --socket "$1.sock" >uri 2>server.log &
     server=$!
-    for _ in {1..600}; do
-        [ -s uri ] || sleep 0.1
+    until [ -s uri ]; do
+        if ! kill -0 "$server" 2>/dev/null; then
+            cat server.log >&2
+            exit 1
+        fi
+        sleep 0.05
     done
-    cat uri
     uri=$(cat uri)
+}
+
+# The server ends in order, with everything written.
+stop_serving() {
+    kill -TERM "$server"
+    wait "$server"
+    server=
 }
 
 sha256() {
@@ -116,18 +126,44 @@ has_no_file() {
     [ -z "$(cat_in "$1" "$2")" ]
 }
 
-# What a hypervisor would attach: a directory pool keeps a volume's content in a raw file, which
-# the volume's record names.
-disk_of() {
-    local id
-    id=$(sed -n 's/.*"data" *: *"\([0-9a-f-]*\)".*/\1/p' "pool/volumes/$1.json")
-    echo "pool/data/$id.raw"
-}
-
 # The numbers of the 4 KiB blocks in which two images differ, found by reading all of both.
 differing_blocks() {
     # cmp says by its exit code that they differ, which is what is expected here.
     { cmp -l "$1" "$2" || true; } | awk '{ print int(($1 - 1) / 4096) }' | uniq
+}
+
+# Numbers in order, as runs: the first of each, and how many.
+runs() {
+    awk 'NR > 1 && $1 == start + count { count++; next }
+        NR > 1 { print start, count }
+        { start = $1; count = 1 }
+        END { if (NR) print start, count }'
+}
+
+# guest VOLUME COMMAND…: what a guest does to its disk. The command changes guest.raw; the blocks
+# in which that differs from the volume then go to it over NBD, as the writes of a guest do.
+guest() {
+    local volume=$1 start count blocks=0 writes=()
+    shift
+    cp "$(raw "$volume")" guest.raw
+    show "$@"
+    quietly "$@"
+    while read -r start count; do
+        dd if=guest.raw of="run-$start" bs=4096 skip="$start" count="$count" status=none
+        writes+=(-c "write -q -s run-$start $((start * 4096)) $((count * 4096))")
+        blocks=$((blocks + count))
+    done < <(differing_blocks out.raw guest.raw | runs)
+    serve "$volume"
+    printf '  %d blocks of 4 KiB go to %s over NBD, in %d writes\n' \
+        "$blocks" "$volume" $((${#writes[@]} / 2))
+    qemu-io -f raw "${writes[@]}" "$uri"
+    stop_serving
+    rm -f run-*
+}
+
+# The data objects of the pool.
+objects() {
+    find pool/logs -path '*/d/*' -type f | sort
 }
 
 # The numbers of the 4 KiB blocks in a list of extents.
@@ -142,7 +178,7 @@ original=$(sha256 disk.img)
 printf '%s files, %s KiB of data in a 64 MiB image, sha256 %s\n' \
     "$(find files -type f | wc -l)" "$(du -k disk.img | cut -f1)" "${original:0:16}…"
 
-step '2. A pool in an empty directory; what it can do depends on the file system'
+step '2. An object pool in an empty directory; a bucket of S3 or Azure would do as well'
 run volmux pool info
 
 step '3. Import the image as a volume'
@@ -151,14 +187,19 @@ run volmux volume list
 check 'the volume holds the image' [ "$(content web)" = "$original" ]
 check 'README.md reads back out of the ext4 in the volume' has_file web /README.md files/README.md
 
-step '4. Snapshot it; asking again is no error and makes nothing new'
+step '4. Snapshot it: one small object; asking again is no error and makes nothing new'
+objects >before
+records=$(find pool/catalog -type f | wc -l)
 run volmux volume snapshot web web-monday
 run volmux volume snapshot web web-monday
+objects >after
+check 'no data was written' cmp before after
+check 'one record was' [ "$(find pool/catalog -type f | wc -l)" -eq $((records + 1)) ]
 
 step '5. The guest goes on: it writes a file, and loses another one'
 printf 'written by the guest on tuesday\n' >tuesday.txt
-run debugfs -w -R "write tuesday.txt tuesday.txt" "$(disk_of web)" 2>/dev/null
-run debugfs -w -R 'rm README.md' "$(disk_of web)" 2>/dev/null
+guest web debugfs -w -R 'write tuesday.txt tuesday.txt' guest.raw
+guest web debugfs -w -R 'rm README.md' guest.raw
 check 'the new file is in the volume' has_file web /tuesday.txt tuesday.txt
 check 'README.md is gone from the volume' has_no_file web /README.md
 check 'the snapshot stays as it was' [ "$(content web-monday)" = "$original" ]
@@ -168,13 +209,14 @@ run volmux volume extents web --changed-since web-monday
 volmux volume extents web --changed-since web-monday | listed_blocks >listed
 volmux volume export web tuesday.raw --format raw >/dev/null
 differing_blocks tuesday.raw disk.img >differing
-check "exactly the $(wc -l <differing) blocks that differ are listed" cmp listed differing
+check "the $(wc -l <differing) blocks that differ are among the $(wc -l <listed) listed" \
+    [ -z "$(comm -23 <(sort differing) <(sort listed))" ]
 check 'and there are some' [ -s differing ]
 
 step '7. Clone the snapshot and get the lost file out of the clone'
 run volmux volume clone web-monday rescue
 check 'README.md is in the clone' has_file rescue /README.md files/README.md
-run debugfs -w -R "write tuesday.txt rescued.txt" "$(disk_of rescue)" 2>/dev/null
+guest rescue debugfs -w -R 'write tuesday.txt rescued.txt' guest.raw
 check 'the clone can be written' has_file rescue /rescued.txt tuesday.txt
 check 'and does not touch its parent' [ "$(content web-monday)" = "$original" ]
 
@@ -190,7 +232,7 @@ run volmux volume copy web spare
 check 'the copy has the same content' [ "$(content spare)" = "$original" ]
 run volmux volume resize spare 128MiB
 run volmux volume info spare
-run resize2fs "$(disk_of spare)" 2>/dev/null
+guest spare resize2fs guest.raw
 check 'ext4 is sound at the new size' quietly e2fsck -fn "$(raw spare)"
 check 'README.md is in the larger copy' has_file spare /README.md files/README.md
 
@@ -199,21 +241,27 @@ run volmux volume export web web.qcow2 --format qcow2 --verify
 check 'qemu-img finds the qcow2 sound' qemu-img check -q -f qcow2 web.qcow2
 
 step '11. Serve it over NBD, as a hypervisor anywhere would use it'
+show volmux export web --socket web.sock
 serve web
 run qemu-img info -f raw "$uri"
 check 'a client reads what the exported image holds' \
     qemu-img compare -q -f raw -F qcow2 "$uri" web.qcow2
-run qemu-io -f raw -c 'write -P 0x5a 40M 1M' "$uri"
+run qemu-io -f raw -c 'write -P 0x5a 40M 1M' -c flush "$uri"
 refused 17 volmux volume delete web
-run kill -TERM "$server"
-check 'it ends in order' wait "$server"
+
+step '12. Kill the server: what a client flushed is there, and the volume is free at once'
+show kill -KILL "$server"
+{ kill -KILL "$server" && wait "$server"; } 2>/dev/null || true
 server=
+run volmux pool audit --repair
 volmux volume export web served.raw --format raw >/dev/null
 # 0x5a is the letter Z.
 check 'what the client wrote is in the volume' \
     [ "$(dd if=served.raw bs=1M skip=40 count=1 2>/dev/null | tr -dc Z | wc -c)" -eq 1048576 ]
+guest web debugfs -w -R 'rm CONTRIBUTING.md' guest.raw
+check 'and it is written again' has_no_file web /CONTRIBUTING.md
 
-step '12. Thin volumes take no space; mistakes are refused with a reason'
+step '13. Thin volumes take no space; mistakes are refused with a reason'
 run volmux volume create big 100GiB
 run volmux volume list --sort name
 refused 12 volmux volume create big 200GiB
@@ -221,13 +269,32 @@ refused 14 volmux volume create ../big 1GiB
 refused 14 volmux volume resize spare 1MiB
 refused 11 volmux volume info nobody
 
-step '13. Delete the parents first: what came from them does not mind'
+step '14. Verify every block; a damaged one is found and named'
+run volmux pool scrub
+cp -r pool damaged
+victim=$(find damaged/logs -path '*/d/*' -type f -size +1M | sort | head -n 1)
+printf 'rot' | dd of="$victim" bs=1 seek=1000000 conv=notrunc status=none
+VOLMUX_POOL=file+object://$work/damaged refused 1 volmux pool scrub | tee found
+check 'by the name of its object' grep -q "${victim##*/}" found
+
+step '15. Move a volume to another kind of pool: a directory, where it is a raw file to attach'
+mkdir directory
+run volmux volume export rescue rescue.qcow2 --format qcow2
+run volmux -p "dir://$work/directory" volume import rescue.qcow2 rescue --format qcow2 --verify
+run volmux -p "dir://$work/directory" volume snapshot rescue rescue-monday
+disk=$(sed -n 's/.*"data" *: *"\([0-9a-f-]*\)".*/directory\/data\/\1.raw/p' \
+    directory/volumes/rescue.json)
+check 'its file holds what the volume held' cmp "$disk" "$(raw rescue)"
+
+step '16. Delete the parents first: what came from them does not mind'
 run volmux volume delete web web-monday big
 check 'the clone still reads' has_file rescue /README.md files/README.md
+check 'there is data to collect' [ -n "$(objects)" ]
 run volmux volume delete rescue spare
 run volmux pool audit
+run volmux pool gc
 check 'the pool is empty' [ -z "$(volmux volume list --json)" ]
-check 'no data is left in it' [ -z "$(find pool/data pool/tmp -type f)" ]
+check 'no data is left in it' [ -z "$(objects)" ]
 
 printf '\ndemo: %d checks passed in %d s; the pool was on %s\n' \
     "$checks" "$SECONDS" "$(stat -f -c %T .)"
