@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use listenfd::ListenFd;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
@@ -88,7 +89,8 @@ fn run(app: &App, command: Command) -> Result<u8> {
 /// written is closed there, and a host that finds it open has to take it over.
 async fn settle() {
     let end = Instant::now() + SETTLE_TIME;
-    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let runtime = Handle::current();
+    let alive = || runtime.metrics().num_alive_tasks();
     // The one that is left watches for signals.
     while alive() > 1 && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(1)).await;
