@@ -4,11 +4,14 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::serving::{Serving, tool};
-use common::{Done, Place, finish};
+use common::{Done, Place, finish, qemu_img, text};
+use rustix::process::Signal;
 use volmux_s3_server::{Options, Server};
 
 const KIB: usize = 1 << 10;
@@ -35,8 +38,8 @@ fn what_it_wrote_is_closed_before_it_ends() {
     let place = Place::new();
     let image = place.image("image", 8 << 20);
     let credentials = place.text("credentials");
-    let text = "AWS_ACCESS_KEY_ID=test\nAWS_SECRET_ACCESS_KEY=test\n";
-    fs::write(&credentials, text).expect("credentials");
+    let keys = "AWS_ACCESS_KEY_ID=test\nAWS_SECRET_ACCESS_KEY=test\n";
+    fs::write(&credentials, keys).expect("credentials");
     let only_mine = fs::Permissions::from_mode(0o600);
     fs::set_permissions(&credentials, only_mine).expect("mode");
     let server = Server::start(Options::default()).expect("a server");
@@ -46,7 +49,7 @@ fn what_it_wrote_is_closed_before_it_ends() {
         "s3://bucket/pool?region=us-east-1&endpoint={}&credentials_file={credentials}&gc=1h",
         server.endpoint()
     );
-    let import = ["volume", "import", common::text(&image), "web", "-f", "raw"];
+    let import = ["volume", "import", text(&image), "web", "-f", "raw"];
     on(&place, &pool, &import).ok();
     let manifest = newest_manifest(&server);
     assert!(manifest.contains("\"closed\""), "{manifest}");
@@ -67,4 +70,136 @@ fn what_it_wrote_is_closed_before_it_ends() {
     assert!(fs::read(&out).expect("content")[..4 * KIB] == [7; 4 * KIB]);
     let marks = server.keys("bucket", "pool/readers/");
     assert_eq!(marks, Vec::<String>::new());
+}
+
+/// A client that stays when its commands are done, killed when dropped.
+struct Client(Child);
+
+impl Client {
+    /// Returns when all commands are done.
+    #[track_caller]
+    fn done(uri: &str, commands: &[&str]) -> Self {
+        let mut child = Command::new("qemu-io")
+            .args(["-t", "writeback", "-f", "raw", uri])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("qemu-io");
+        let mut stdin = child.stdin.as_ref().expect("stdin");
+        let stdout = child.stdout.as_mut().expect("stdout");
+        let mut told = Vec::new();
+        let mut until_prompt = || {
+            let already = told.len();
+            while !told[already..].ends_with(b"qemu-io> ") {
+                let mut byte = [0];
+                stdout.read_exact(&mut byte).expect("it goes on");
+                told.extend(byte);
+            }
+        };
+        // It heeds one command at a time.
+        until_prompt();
+        for command in commands {
+            writeln!(stdin, "{command}").expect("command");
+            until_prompt();
+        }
+        let told = String::from_utf8_lossy(&told);
+        assert!(!told.contains("failed") && !told.contains("rror"), "{told}");
+        Client(child)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Clients write and flush; the server is killed while they are connected, and another one has
+/// all of it.
+fn survives_kill_9(options: &[(&str, &str)]) {
+    let place = Place::new();
+    let image = place.image("image", 16 << 20);
+    fs::create_dir(place.path("objects")).expect("directory");
+    let mut pool = format!("file+object://{}?gc=1h", place.text("objects"));
+    for (option, value) in options {
+        pool += &format!("&{option}={}", value.replace("DIR", &place.text("journal")));
+    }
+    fs::create_dir(place.path("journal")).expect("directory");
+    on(&place, &pool, &["volume", "create", "web", "16MiB"]).ok();
+    let serve = || {
+        let mut command = place.command(&["export", "web", "--socket", "s", "--shared"]);
+        command.env("VOLMUX_POOL", &pool);
+        Serving::spawn(command)
+    };
+    let killed = |serving: Serving, connected: Client| {
+        serving.signal(Signal::KILL);
+        assert_eq!(serving.finish().code, None);
+        drop(connected);
+    };
+    let read = |uri: &str, commands: &[&str]| {
+        let commands = commands.iter().flat_map(|command| ["-c", command]);
+        let args: Vec<&str> = ["-r", "-f", "raw"].into_iter().chain(commands).collect();
+        let done = tool("qemu-io", &[&args[..], &[uri]].concat());
+        assert!(!done.ok().contains("failed"), "{done:?}");
+    };
+    let serving = serve();
+    let uri = serving.line();
+    // This flushes at its end.
+    tool("nbdcopy", &["--flush", text(&image), &uri]).ok();
+    let idle = Client::done(&uri, &[]);
+    killed(serving, idle);
+
+    let serving = serve();
+    let uri = serving.line();
+    qemu_img(&["compare", "-f", "raw", "-F", "raw", text(&image), &uri]);
+    let fua = Client::done(
+        &uri,
+        &["write -f -P 0x21 8M 4k", "write -f -P 0x22 8195k 1"],
+    );
+    killed(serving, fua);
+
+    let serving = serve();
+    let uri = serving.line();
+    let written = [
+        "read -P 0x21 8M 3k",
+        "read -P 0x22 8195k 1",
+        "read -P 0x21 8391681 1023",
+    ];
+    read(&uri, &written);
+    let commands = [
+        "discard 1M 64k",
+        "write -z 1100k 4k",
+        "write -P 0x23 9M 1M",
+        "flush",
+    ];
+    // A pool whose volumes have one writer: the server, for all of its clients.
+    let _other = Client::done(&uri, &[]);
+    let flushed = Client::done(&uri, &commands);
+    killed(serving, flushed);
+
+    let serving = serve();
+    let uri = serving.line();
+    read(&uri, &written);
+    read(
+        &uri,
+        &[
+            "read -P 0 1M 64k",
+            "read -P 0 1100k 4k",
+            "read -P 0x23 9M 1M",
+        ],
+    );
+    serving.stop();
+    on(&place, &pool, &["pool", "audit", "--repair"]).ok();
+    on(&place, &pool, &["pool", "scrub"]).ok();
+}
+
+#[test]
+fn what_was_flushed_survives_kill_9_in_the_store() {
+    survives_kill_9(&[]);
+}
+
+#[test]
+fn what_was_flushed_survives_kill_9_in_a_journal() {
+    survives_kill_9(&[("flush", "journal"), ("journal", "DIR")]);
 }

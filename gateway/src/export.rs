@@ -273,7 +273,7 @@ impl Catalog {
         let volume = self.pool.volume(&slot.name).await?;
         let options = OpenOptions {
             access: slot.access_to(&volume),
-            sharing: slot.sharing,
+            sharing: self.sharing_in_pool(slot),
             take_over: false,
         };
         let device = self.pool.open_volume(&slot.name, options).await?;
@@ -289,6 +289,15 @@ impl Catalog {
         };
         slot.lock().open = Some(open.clone());
         Ok(open)
+    }
+
+    /// What the pool is asked for: one writer, all of whose clients share its open device, is as
+    /// much as some can have.
+    fn sharing_in_pool(&self, slot: &Slot) -> Sharing {
+        match self.pool.capabilities().shared_writers {
+            Support::None => Sharing::Exclusive,
+            Support::Emulated | Support::Native => slot.sharing,
+        }
     }
 
     /// Closes `slot`'s volume if it has no clients and nobody came since `arrivals`.

@@ -52,7 +52,7 @@ pub struct ExportOptions {
     pub access: Access,
     /// With `Exclusive`, a volume that is written has one client at a time: connections of one
     /// process (Unix socket) or one address (TCP), as many as it wants. With `Shared`, anybody, and
-    /// the pool is asked to let other writers in too.
+    /// a pool that can let several programs write a volume is asked to.
     pub sharing: Sharing,
 }
 

@@ -82,7 +82,7 @@ impl Ready {
             return Err(self
                 .error(ErrorKind::Unsupported, op, &entry.name)
                 .reason("a volume in an object store has one writer")
-                .help("open it exclusively, and serve it to several: `volmux serve`"));
+                .help("open it exclusively, and serve it to several: `volmux export --shared`"));
         }
         if of.is_written()
             && let Some(engine) = of.fence()

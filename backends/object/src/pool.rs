@@ -246,7 +246,7 @@ impl ObjectPool {
     fn not_reachable(&self, op: &'static str, name: &VolumeName) -> Error {
         self.error(ErrorKind::Unsupported, op, name)
             .reason("no hypervisor attaches a volume in an object store by itself")
-            .help("serve it over the network: `volmux serve`")
+            .help("serve it over NBD: `volmux export`")
     }
 
     fn check_writable(&self, op: &'static str, name: &VolumeName) -> Result<()> {

@@ -15,6 +15,7 @@ use volmux_gateway::{
     Address, ExportOptions, Exports, Limits, Listen, ServeOptions, Server, Status, Tls,
 };
 use volmux_nfs::{DirConfig, DirPool};
+use volmux_object::{Location, ObjectConfig, ObjectPool};
 
 use super::client::{Client, PATIENCE};
 use super::log::Log;
@@ -29,9 +30,17 @@ pub fn name(name: &str) -> VolumeName {
     VolumeName::new(name).expect("the name is right")
 }
 
+/// What a directory holds a pool as.
+#[derive(Clone, Copy, Debug)]
+enum Stored {
+    Directory,
+    Objects,
+}
+
 /// What is to be served, and how.
 #[derive(Debug)]
 pub struct Setup {
+    stored: Option<Stored>,
     pub pool: Arc<dyn Pool>,
     pub runtime: Runtime,
     pub log: Log,
@@ -52,8 +61,38 @@ impl Setup {
 
     /// A directory pool in a directory of its own.
     pub fn dir() -> Setup {
+        Setup::in_directory(Stored::Directory)
+    }
+
+    /// An object pool in memory.
+    pub fn objects() -> Setup {
         let mut setup = Setup::memory();
-        setup.pool = setup.runtime.block_on(setup.another_dir_pool());
+        let config = ObjectConfig::new(Location::Memory);
+        let opened = setup.runtime.block_on(ObjectPool::open(config));
+        setup.pool = opened.expect("a pool");
+        setup
+    }
+
+    /// An object pool in a directory of its own.
+    pub fn objects_in_dir() -> Setup {
+        Setup::in_directory(Stored::Objects)
+    }
+
+    /// One on each kind of pool. The last knows less than the others of what changed.
+    pub fn each() -> [Setup; 4] {
+        [
+            Setup::memory(),
+            Setup::objects(),
+            Setup::objects_in_dir(),
+            Setup::dir(),
+        ]
+    }
+
+    fn in_directory(stored: Stored) -> Setup {
+        let mut setup = Setup::memory();
+        setup.stored = Some(stored);
+        let opened = open_pool(stored, &setup.dir);
+        setup.pool = setup.runtime.block_on(opened);
         setup
     }
 
@@ -71,6 +110,7 @@ impl Setup {
             .build()
             .expect("a runtime");
         Setup {
+            stored: None,
             pool,
             log: Log::of(runtime.handle()),
             runtime,
@@ -86,11 +126,6 @@ impl Setup {
             statistics: false,
             dir: tempfile::tempdir().expect("a directory"),
         }
-    }
-
-    /// A second pool object on the directory of [`Setup::dir`].
-    async fn another_dir_pool(&self) -> Arc<dyn Pool> {
-        open_dir_pool(&self.dir).await
     }
 
     /// Makes a volume, and serves it for writing.
@@ -177,6 +212,7 @@ impl Setup {
                 address: server.addresses()[0].clone(),
                 server: Some(server),
                 runtime: Some(self.runtime),
+                stored: self.stored,
                 pool: self.pool,
                 log: self.log,
                 dir: self.dir,
@@ -186,16 +222,23 @@ impl Setup {
     }
 }
 
-async fn open_dir_pool(dir: &TempDir) -> Arc<dyn Pool> {
+async fn open_pool(stored: Stored, dir: &TempDir) -> Arc<dyn Pool> {
     let path = dir.path().join("pool");
     // It may be there.
     let _ = std::fs::create_dir(&path);
-    DirPool::open(DirConfig::new(path)).await.expect("a pool")
+    match stored {
+        Stored::Directory => DirPool::open(DirConfig::new(path)).await.expect("a pool"),
+        Stored::Objects => {
+            let config = ObjectConfig::new(Location::Directory(path));
+            ObjectPool::open(config).await.expect("a pool")
+        }
+    }
 }
 
 /// A server.
 #[derive(Debug)]
 pub struct TestServer {
+    stored: Option<Stored>,
     pub address: Address,
     pub pool: Arc<dyn Pool>,
     pub log: Log,
@@ -243,9 +286,10 @@ impl TestServer {
         self.dir.path()
     }
 
-    /// A second pool object on the directory of [`Setup::dir`].
+    /// A second pool object, as another process has, on the directory of one in a directory.
     pub fn another_pool(&self) -> Arc<dyn Pool> {
-        self.block_on(open_dir_pool(&self.dir))
+        let stored = self.stored.expect("the pool is in a directory");
+        self.block_on(open_pool(stored, &self.dir))
     }
 
     /// Opens a volume of the pool past the server.

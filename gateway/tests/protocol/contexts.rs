@@ -53,7 +53,7 @@ fn allocation_is_that_of_the_volume() {
 
 #[test]
 fn allocation_follows_writes_trims_and_zeros() {
-    for setup in [Setup::memory(), Setup::dir()] {
+    for setup in Setup::each() {
         let server = setup.volume("vol", MIB).start();
         for mode in CHUNKED {
             let mut client = server.open_with("vol", mode, &[ALLOCATION]);
@@ -329,6 +329,12 @@ fn changed(setup: Setup, exact: bool) {
 #[test]
 fn what_changed_since_each_snapshot_is_told_of_a_memory_pool() {
     changed(Setup::memory(), true);
+}
+
+#[test]
+fn what_changed_since_each_snapshot_is_told_of_an_object_pool() {
+    changed(Setup::objects(), true);
+    changed(Setup::objects_in_dir(), true);
 }
 
 #[test]

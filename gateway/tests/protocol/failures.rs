@@ -299,15 +299,17 @@ fn a_pool_that_fails_at_opening_is_told_and_the_next_attempt_may_succeed() {
 
 #[test]
 fn what_a_client_is_told_holds_no_paths_of_the_host() {
-    let server = Setup::dir().unlisted("vol", MIB).every_volume().start();
-    let held = server
-        .device("vol", OpenOptions::read_write())
-        .expect("open");
-    let mut client = server.greeted();
-    let text = client.refused(opt::GO, &wire::go("vol", &[]), rep::ERR_POLICY);
-    let dir = server.dir().to_str().expect("UTF-8");
-    assert!(!text.contains(dir), "{text}");
-    drop(held);
-    let text = client.refused(opt::GO, &wire::go("nothing", &[]), rep::ERR_UNKNOWN);
-    assert!(!text.contains(dir), "{text}");
+    for setup in [Setup::dir(), Setup::objects_in_dir()] {
+        let server = setup.unlisted("vol", MIB).every_volume().start();
+        let held = server
+            .device("vol", OpenOptions::read_write())
+            .expect("open");
+        let mut client = server.greeted();
+        let text = client.refused(opt::GO, &wire::go("vol", &[]), rep::ERR_POLICY);
+        let dir = server.dir().to_str().expect("UTF-8");
+        assert!(!text.contains(dir), "{text}");
+        drop(held);
+        let text = client.refused(opt::GO, &wire::go("nothing", &[]), rep::ERR_UNKNOWN);
+        assert!(!text.contains(dir), "{text}");
+    }
 }

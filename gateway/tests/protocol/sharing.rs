@@ -81,7 +81,7 @@ fn a_shared_or_read_only_volume_has_any_number_of_clients() {
 
 #[test]
 fn what_one_connection_wrote_another_reads_at_once() {
-    for setup in [Setup::memory(), Setup::dir()] {
+    for setup in Setup::each() {
         let server = setup.volume("vol", MIB).start();
         let mut clients = Mode::ALL.map(|mode| server.open("vol", mode));
         assert!(
@@ -158,34 +158,36 @@ fn fua_is_answered_after_a_flush_that_began_after_the_write() {
 
 #[test]
 fn what_was_flushed_is_there_for_another_pool_after_a_sudden_end() {
-    let mut server = Setup::dir().volume("vol", MIB).start();
-    let mut a = server.open("vol", Mode::Structured);
-    let mut b = server.open("vol", Mode::Structured);
-    a.write(512 * 1024, b"written by a, flushed by b")
-        .expect("write");
-    b.flush().expect("flush");
-    server.end();
-    a.expect_end();
-    b.expect_end();
-    let pool = server.another_pool();
-    let work = async {
-        let device = pool
-            .open_volume(&name("vol"), OpenOptions::read_only())
-            .await?;
-        device.read_at(512 * 1024, 26).await
-    };
-    let read = server.block_on(work).expect("read");
-    assert_eq!(&read[..], b"written by a, flushed by b");
+    for setup in [Setup::dir(), Setup::objects_in_dir()] {
+        let mut server = setup.volume("vol", MIB).start();
+        let mut a = server.open("vol", Mode::Structured);
+        let mut b = server.open("vol", Mode::Structured);
+        a.write(512 * 1024, b"written by a, flushed by b")
+            .expect("write");
+        b.flush().expect("flush");
+        server.end();
+        a.expect_end();
+        b.expect_end();
+        let pool = server.another_pool();
+        let work = async {
+            let device = pool
+                .open_volume(&name("vol"), OpenOptions::read_only())
+                .await?;
+            device.read_at(512 * 1024, 26).await
+        };
+        let read = server.block_on(work).expect("read");
+        assert_eq!(&read[..], b"written by a, flushed by b");
+    }
 }
 
 #[test]
 fn a_new_connection_sees_a_volume_that_grew_and_an_old_one_keeps_its_size() {
-    for other_pool in [false, true] {
-        let setup = if other_pool {
-            Setup::dir()
-        } else {
-            Setup::memory()
-        };
+    for (setup, other_pool) in [
+        (Setup::memory(), false),
+        (Setup::objects(), false),
+        (Setup::dir(), true),
+        (Setup::objects_in_dir(), true),
+    ] {
         let server = setup.volume("vol", MIB).start();
         let mut old = server.open("vol", Mode::Structured);
         old.write(0, b"kept").expect("write");

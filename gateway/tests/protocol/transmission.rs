@@ -27,7 +27,7 @@ pub fn in_each_mode(check: impl Fn(&TestServer, Client)) {
 
 #[test]
 fn random_requests_leave_what_they_should() {
-    for setup in [Setup::memory(), Setup::dir()] {
+    for setup in Setup::each() {
         let server = setup.volume("vol", MIB).start();
         let mut random = Random::new(1);
         let mut model = vec![0; MIB as usize];
