@@ -90,9 +90,12 @@ programs:
 	@cargo build --locked --workspace --bins --examples
 
 .PHONY: lifecycle
-lifecycle: programs ## the life of a volume as a Rust program
+lifecycle: programs ## the life of a volume as a Rust program, and what object pools add to it
 	$(call title,examples/lifecycle.rs)
 	@$(CARGO_TARGET_DIR)/debug/examples/lifecycle
+	@$(CARGO_TARGET_DIR)/debug/examples/lifecycle memory+object: | tail -n 1
+	$(call title,examples/objects.rs)
+	@$(CARGO_TARGET_DIR)/debug/examples/objects
 
 .PHONY: check-serve
 check-serve: programs ## a Rust program that serves a volume over NBD

@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use volmux_s3_server::{Options, Server};
 
 const KIB: usize = 1 << 10;
+const DOCS: &str = include_str!("../../docs/object.md");
 
 /// Runs the program on another pool than that of `place`.
 fn on(place: &Place, pool: &str, args: &[&str]) -> Done {
@@ -202,4 +203,50 @@ fn what_was_flushed_survives_kill_9_in_the_store() {
 #[test]
 fn what_was_flushed_survives_kill_9_in_a_journal() {
     survives_kill_9(&[("flush", "journal"), ("journal", "DIR")]);
+}
+
+/// The shell commands of the documentation, in the order that they are in.
+fn documented() -> Vec<&'static str> {
+    let blocks = DOCS.split("```sh\n").skip(1);
+    blocks
+        .map(|block| block.split_once("```").expect("an end").0)
+        .collect()
+}
+
+#[test]
+fn what_the_documentation_says_can_be_typed() {
+    let place = Place::new();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_volmux"));
+    let directory = program.parent().expect("a directory").display();
+    let blocks = documented();
+    assert_eq!(blocks.len(), 2);
+    for block in &blocks {
+        let script = block.replace("/srv/", &place.text(""));
+        let script = format!("set -euo pipefail; PATH={directory}:$PATH\n{script}");
+        let done = tool("bash", &["-c", &script]);
+        assert_eq!(done.stderr, "", "{done:?}");
+        done.ok();
+    }
+    let names = |pool: &str| {
+        let list = ["volume", "list", "--json"];
+        let listed = on(&place, pool, &list).documents();
+        let names = listed
+            .iter()
+            .map(|v| v["name"].as_str().expect("a name").to_owned());
+        names.collect::<Vec<_>>()
+    };
+    let plain = format!("file+object://{}", place.text("objects"));
+    assert_eq!(names(&plain), ["test"]);
+    let more = place.text("more-objects");
+    let key = place.text("secrets/key");
+    assert_eq!(
+        names(&format!("file+object://{more}?key_file={key}")),
+        ["db"]
+    );
+    let refused = on(
+        &place,
+        &format!("file+object://{more}"),
+        &["volume", "list"],
+    );
+    assert_eq!(refused.code, Some(20), "{refused:?}");
 }

@@ -37,6 +37,10 @@ impl ObjectDevice {
     }
 
     fn named(&self, error: Error) -> Error {
+        let error = match error.get("pool") {
+            Some(_) => error,
+            None => error.with("pool", &self.ready),
+        };
         match error.get("volume") {
             Some(_) => error,
             None => error.with("volume", &self.name),
