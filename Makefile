@@ -118,16 +118,21 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 FUZZED = $(CARGO_TARGET_DIR)/fuzz/$(HOST)/debug
 FUZZ_OPTIONS = -verbosity=0 -artifact_prefix=$(CARGO_TARGET_DIR)/fuzz/
+COMMA := ,
+# What a target begins with, so that it need not find out how JSON looks.
+seeds = -seed_inputs=$(subst $() ,$(COMMA),$(wildcard tests/fuzz/seeds/$(1)/*))
 
 .PHONY: fuzz
-fuzz: ## the parsers on FUZZ_RUNS made-up inputs, the NBD server on fewer sessions
+fuzz: ## the parsers on FUZZ_RUNS made-up inputs, journals and the NBD server on fewer
 	$(call title,fuzz)
 	@RUSTFLAGS='$(COVERAGE)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz \
 	    cargo build -q --locked --target $(HOST) --manifest-path tests/fuzz/Cargo.toml
 	@$(FUZZED)/parse -runs=$(FUZZ_RUNS) -max_len=256 $(FUZZ_OPTIONS)
-	@$(FUZZED)/object -runs=$(FUZZ_RUNS) -max_len=512 $(FUZZ_OPTIONS)
+	@$(FUZZED)/object -runs=$(FUZZ_RUNS) -max_len=512 $(call seeds,object) $(FUZZ_OPTIONS)
+	@$(FUZZED)/records -runs=$(FUZZ_RUNS) -max_len=1024 $(call seeds,records) $(FUZZ_OPTIONS)
+	@$(FUZZED)/journal -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=512 $(FUZZ_OPTIONS)
 	@$(FUZZED)/nbd -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=4096 $(FUZZ_OPTIONS)
-	@echo "$(FUZZ_RUNS) inputs, and a twentieth of that as NBD sessions: none did harm"
+	@echo "$(FUZZ_RUNS) inputs, and a twentieth of that as journals and as NBD sessions: none did harm"
 
 # SEED=n runs one seed and prints what happens in it.
 SEEDS ?= 1000000

@@ -12,6 +12,9 @@
 //! | 40..44 | CRC-32C of the pool's id, the name, bytes 0..40 and the body as stored |
 //! | 44.. | body |
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce};
 use aws_lc_rs::error::Unspecified;
 use bytes::{Bytes, BytesMut};

@@ -1,5 +1,8 @@
 //! The pool's own description, `pool.json`: what makes a prefix a pool.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::time::Duration;
 
 use bytes::Bytes;

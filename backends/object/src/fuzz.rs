@@ -1,14 +1,18 @@
 //! What a fuzzer may throw bytes at: the decoders of everything that a store gives back. Not part
 //! of the library: there is no such module unless it is built for fuzzing.
 
+use std::path::Path;
+
 use uuid::Uuid;
+use volmux_core::VolumeId;
 
 use crate::codec::Reader;
 use crate::data::Header;
 use crate::frame::{Codec, Decoder, Encoder, FRAME, FrameTable, frames};
-use crate::keys::{LogId, Named};
+use crate::keys::{self, LogId, Named, ObjectKey};
 use crate::manifest::Manifest;
 use crate::map::{ObjectTable, Page, span};
+use crate::owner::Owner;
 use crate::seal::CONTENT;
 use crate::tip::{BLOCK, Tip};
 
@@ -29,6 +33,39 @@ pub fn decode(bytes: &[u8]) {
         5 => frame(body),
         _ => name(body),
     }
+}
+
+/// Gives bytes to the decoder that the first of them selects: of records, descriptions, keys and
+/// what else is not in an object of a log. Whether it took them.
+///
+/// # Panics
+/// As [`decode`].
+pub fn records(bytes: &[u8]) -> bool {
+    let Some((which, body)) = bytes.split_first() else {
+        return false;
+    };
+    match which % 11 {
+        0 => crate::catalog::fuzz::record(body),
+        1 => crate::catalog::fuzz::checkpoint(body),
+        2 => crate::envelope::fuzz::envelope(body),
+        3 => crate::envelope::fuzz::change(body),
+        4 => crate::format::fuzz::description(body),
+        5 => crate::secret::fuzz::key(body),
+        6 => crate::secret::fuzz::wrapped(body),
+        7 => crate::secret::fuzz::credentials(body),
+        8 => crate::journal::fuzz::header(body),
+        9 => crate::journal::fuzz::record(body),
+        _ => owner(body) || names(body),
+    }
+}
+
+/// Makes a journal in `dir` as the bytes say, damages it as they say, and recovers it. `dir` is
+/// for nobody else, and as empty afterwards as it was.
+///
+/// # Panics
+/// If something else is recovered than what must be, or recovery is at fault.
+pub fn journal(dir: &Path, bytes: &[u8]) {
+    crate::journal::fuzz::recovery(dir, bytes);
 }
 
 /// A page of a map.
@@ -113,3 +150,40 @@ fn name(body: &[u8]) {
         assert_eq!(key.to_string(), name);
     }
 }
+
+/// What readers leave behind, and manifests name their writers by.
+fn owner(body: &[u8]) -> bool {
+    let Ok(owner) = serde_json::from_slice::<Owner>(body) else {
+        return false;
+    };
+    let again = serde_json::to_vec(&owner).expect("it has a JSON form");
+    assert_eq!(serde_json::from_slice::<Owner>(&again).ok(), Some(owner));
+    true
+}
+
+/// Every name that can be made reads back as what it says.
+fn names(body: &[u8]) -> bool {
+    let mut reader = Reader::new(body);
+    let (Ok(a), Ok(b), Ok(id)) = (reader.varint(), reader.varint(), reader.uuid()) else {
+        return false;
+    };
+    let (log, volume) = (LogId(id), VolumeId::from_u128(id.as_u128()));
+    let key = ObjectKey {
+        log,
+        epoch: a,
+        seq: b,
+    };
+    for (name, named) in [
+        (key.to_string(), Named::Data(key)),
+        (keys::manifest(log, a), Named::Manifest(log, a)),
+        (keys::catalog_record(a), Named::CatalogRecord(a)),
+        (keys::catalog_checkpoint(b), Named::CatalogCheckpoint(b)),
+        (keys::reader(volume, id), Named::Reader(volume, id)),
+    ] {
+        assert_eq!(name.parse(), Ok(named), "{name}");
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::codec::Malformed;
+use crate::journal;
 use crate::keys::LogId;
 use crate::owner::Owner;
 use crate::tip::Tip;
@@ -85,6 +86,9 @@ impl Manifest {
         }
         if manifest.epoch == 0 || manifest.epoch > manifest.number {
             return Err(Malformed("its epoch can't be"));
+        }
+        if (manifest.journal).is_some_and(|mark| mark.position >= journal::TOO_LARGE) {
+            return Err(Malformed("its position in a journal can't be"));
         }
         Ok(manifest)
     }

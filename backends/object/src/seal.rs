@@ -77,7 +77,7 @@ impl DataKey {
     }
 
     /// Its bytes.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }

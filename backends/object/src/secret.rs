@@ -1,5 +1,8 @@
 //! The secrets a pool is opened with: its key, and the credentials for the store.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -151,7 +154,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// From `config`'s file of lines `NAME=value`; lines that begin with # are for people.
+    /// From `config`'s file.
     ///
     /// # Errors
     /// As for a key.
@@ -161,19 +164,27 @@ impl Credentials {
             return Ok(None);
         };
         let text = read_secret(config, OPTION, path)?;
+        let found = Credentials::parse(&text);
+        let found = found.map_err(|number| {
+            let reason = format!("line {number} is not NAME=value");
+            config.wrong(OPTION, reason)
+        });
+        found.map(Some)
+    }
+
+    /// From lines `NAME=value`; lines that begin with # are for people. The error is the number
+    /// of a line that is something else.
+    fn parse(text: &str) -> Result<Credentials, usize> {
         let mut found = Credentials::default();
         for (number, line) in text.lines().map(str::trim).enumerate() {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let Some((name, value)) = line.split_once('=') else {
-                let reason = format!("line {} is not NAME=value", number + 1);
-                return Err(config.wrong(OPTION, reason));
-            };
+            let (name, value) = line.split_once('=').ok_or(number + 1)?;
             let value = Zeroizing::new(value.trim().to_owned());
             found.0.insert(name.trim().to_owned(), value);
         }
-        Ok(Some(found))
+        Ok(found)
     }
 }
 

@@ -9,6 +9,8 @@
 //! long ago; were that record gone, its put would succeed and fork the history. A record takes
 //! about 1 KiB, and nothing ever lists them, so old ones cost nothing else.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod record;
 mod state;
 #[cfg(test)]

@@ -131,7 +131,8 @@ impl Dir {
         Ok(())
     }
 
-    fn file(&self, number: u32) -> PathBuf {
+    /// Where file `number` is.
+    pub(super) fn file(&self, number: u32) -> PathBuf {
         self.path.join(format!("{number:06}{SUFFIX}"))
     }
 }

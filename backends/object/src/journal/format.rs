@@ -49,12 +49,15 @@ pub(super) const HEAD: usize = 24;
 /// What records begin at multiples of.
 pub(super) const ALIGN: usize = 8;
 /// Bytes of a body before the data.
-const ABOUT: usize = 17;
+pub(super) const ABOUT: usize = 17;
 /// Most data that a record has.
 pub(super) const MOST: usize = 256 << 10;
 /// Longest body.
-const BODY_MOST: usize = ABOUT + MOST + TAG;
-const MAGIC: &[u8; 8] = b"VMXJRNL\x01";
+pub(super) const BODY_MOST: usize = ABOUT + MOST + TAG;
+pub(super) const MAGIC: &[u8; 8] = b"VMXJRNL\x01";
+/// No position and no generation is as large as this; what is added to one below it does not
+/// overflow.
+pub(crate) const TOO_LARGE: u64 = 1 << 62;
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
 
@@ -102,14 +105,18 @@ impl Header {
         {
             return None;
         }
+        let numbers = [u64_at(bytes, 72), u64_at(bytes, 80), u64_at(bytes, 88)];
+        if numbers.iter().any(|number| *number >= TOO_LARGE) {
+            return None;
+        }
         Some(Header {
             pool: uuid_at(bytes, 8),
             log: LogId(uuid_at(bytes, 24)),
             journal: uuid_at(bytes, 40),
             salt: uuid_at(bytes, 56),
-            generation: u64_at(bytes, 72),
-            first: u64_at(bytes, 80),
-            synced: u64_at(bytes, 88),
+            generation: numbers[0],
+            first: numbers[1],
+            synced: numbers[2],
         })
     }
 
@@ -248,7 +255,7 @@ impl Records {
         }
     }
 
-    fn head_crc(&self, position: u64, head: &[u8]) -> u32 {
+    pub(super) fn head_crc(&self, position: u64, head: &[u8]) -> u32 {
         crc32c_append(
             crc32c_append(self.seed, &position.to_le_bytes()),
             &head[4..HEAD],

@@ -7,6 +7,8 @@
 
 mod files;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod measure;
 mod recover;
@@ -29,7 +31,7 @@ use files::{Dir, OPEN, cannot};
 use format::{MOST, RECORDS};
 use shared::{Live, Shared, State};
 
-pub(crate) use format::Op;
+pub(crate) use format::{Op, TOO_LARGE};
 pub(crate) use recover::Replay;
 
 use crate::ids::Ids;
