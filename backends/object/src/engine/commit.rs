@@ -79,7 +79,8 @@ impl Engine {
             Some(journal) => match journal.sync().await {
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    tracing::warn!(%error, "the journal is of no use: flushing to the store");
+                    // It has told once itself that it failed.
+                    tracing::debug!(%error, "the journal is of no use: flushing to the store");
                     self.commit(op).await
                 }
             },
