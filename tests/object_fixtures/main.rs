@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use volmux::object::{Encryption, Flush, Location, ObjectConfig, ObjectPool, PoolKey};
+use volmux::object::{Compression, Encryption, Flush, Location, ObjectConfig, ObjectPool, PoolKey};
 use volmux::{
     AuditOptions, ByteRange, ByteSize, Control, CreateOptions, ErrorKind, ExtentQuery, OpenOptions,
     OriginKind, Pool, PoolExt, SnapshotOptions,
@@ -36,6 +36,7 @@ struct Fixture {
     name: &'static str,
     /// With this key.
     encrypted: bool,
+    compression: Compression,
     /// What the last writer flushed last is in a journal only.
     journaled: bool,
     holds: &'static [Holds],
@@ -76,10 +77,11 @@ const fn from(
 }
 
 const WEB: u64 = 4 << 40;
-const FIXTURES: [Fixture; 4] = [
+const FIXTURES: [Fixture; 6] = [
     Fixture {
         name: "plain",
         encrypted: false,
+        compression: Compression::None,
         journaled: false,
         holds: &[
             volume("web", WEB, &[(0, 1), (1, 6), (3, 10), (6144, 3), (FAR, 5)]),
@@ -98,25 +100,43 @@ const FIXTURES: [Fixture; 4] = [
     Fixture {
         name: "encrypted",
         encrypted: true,
+        compression: Compression::None,
         journaled: false,
-        holds: &[
-            volume("web", WEB, MONDAY),
-            from(OriginKind::Snapshot, "web", "monday", WEB, MONDAY),
-            from(OriginKind::Clone, "monday", "test", WEB, TEST),
-        ],
+        holds: SOME,
+    },
+    Fixture {
+        name: "lz4",
+        encrypted: false,
+        compression: Compression::Lz4,
+        journaled: false,
+        holds: SOME,
+    },
+    Fixture {
+        name: "zstd-encrypted",
+        encrypted: true,
+        compression: Compression::Zstd,
+        journaled: false,
+        holds: SOME,
     },
     Fixture {
         name: "journal",
         encrypted: false,
+        compression: Compression::None,
         journaled: true,
         holds: &[volume("db", 64 * MIB, &[(0, 14), (2, 16)])],
     },
     Fixture {
         name: "journal-encrypted",
         encrypted: true,
+        compression: Compression::None,
         journaled: true,
         holds: &[volume("db", 64 * MIB, &[(0, 14), (2, 16)])],
     },
+];
+const SOME: &[Holds] = &[
+    volume("web", WEB, MONDAY),
+    from(OriginKind::Snapshot, "web", "monday", WEB, MONDAY),
+    from(OriginKind::Clone, "monday", "test", WEB, TEST),
 ];
 const MONDAY: &[(u64, u64)] = &[(0, 1), (1, 6), (6144, 3), (FAR, 5)];
 const TUESDAY: &[(u64, u64)] = &[(1, 6), (2, 7), (6144, 3), (FAR, 5)];
@@ -137,6 +157,7 @@ fn fixtures() -> PathBuf {
 struct Place {
     dir: TempDir,
     encrypted: bool,
+    compression: Compression,
     journaled: bool,
 }
 
@@ -148,6 +169,7 @@ impl Place {
         Place {
             dir,
             encrypted: fixture.encrypted,
+            compression: fixture.compression,
             journaled: fixture.journaled,
         }
     }
@@ -162,6 +184,7 @@ impl Place {
 
     fn config(&self) -> ObjectConfig {
         let mut config = ObjectConfig::new(Location::Directory(self.store()));
+        config.compression = Some(self.compression);
         if self.encrypted {
             config.encryption = Some(Encryption::Aes256Gcm);
             config.key = Some(PoolKey::new([7; 32]));

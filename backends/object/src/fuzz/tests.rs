@@ -31,6 +31,7 @@ fn every_seed_is_something_that_its_decoder_takes() {
                 *which == 2 && decoded.is_ok()
             }
             "header" => *which == 3 && Header::decode(body).is_ok(),
+            "framed" => *which == 4 && FrameTable::decode(body).is_ok(),
             other => panic!("what is {other}?"),
         };
         assert!(taken, "{}", path.display());
