@@ -1,7 +1,7 @@
 //! Who looks at a volume while what it held is replaced and collected.
 
 use futures::StreamExt;
-use volmux_core::{AuditOptions, ExtentQuery, PoolExt};
+use volmux_core::{AuditOptions, ExtentQuery};
 
 use super::rewriting::{collect_all, pool_snapshot, sparsen};
 use super::*;
