@@ -11,7 +11,7 @@ use volmux::{
     AuditOptions, ByteSize, CreateOptions, Error, ErrorKind, OpenOptions, Pool, PoolExt, Result,
 };
 use volmux_conformance::scratch::LoopFs;
-use volmux_conformance::{State, checked_name as n, pattern, read_all};
+use volmux_conformance::{State, checked_name as n, on, pattern, read_all};
 
 mod tree;
 use tree::Tree;
@@ -19,15 +19,6 @@ use tree::Tree;
 const MIB: u64 = 1 << 20;
 /// Nobody in particular.
 const OTHER_USER: u32 = 65534;
-
-fn on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(future)
-}
 
 #[track_caller]
 fn assert_error<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, names: &str) -> Error {

@@ -11,7 +11,7 @@ use volmux::{ByteSize, CreateOptions, Error, ErrorKind, OpenOptions, Pool, PoolE
 use volmux_conformance::servers::{
     AZURE, AZURE_STRANGER, AZURITE, BUCKET, CARELESS, OWNER, READER, SEAWEED, STRANGER,
 };
-use volmux_conformance::{checked_name as n, pattern, read_all};
+use volmux_conformance::{checked_name as n, on, pattern, read_all};
 
 mod tree;
 use tree::Tree;
@@ -19,15 +19,6 @@ use tree::Tree;
 const MIB: u64 = 1 << 20;
 /// Part of every secret of these tests; in no error.
 const CANARY: [&str; 4] = ["canary", "Canary", "owns", "Eby8vdM02xNOcqFl"];
-
-fn on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(future)
-}
 
 async fn open(url: &str) -> Result<Arc<dyn Pool>> {
     volmux::registry().open(url).await

@@ -18,7 +18,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use volmux::{BlockDevice, ByteSize, CreateOptions, ErrorKind, OpenOptions, Pool};
 use volmux_conformance::scratch::LoopFs;
-use volmux_conformance::{checked_name as n, pattern};
+use volmux_conformance::{checked_name as n, on, pattern};
 use writer::{BLOCK, Writer};
 
 const MIB: u64 = 1 << 20;
@@ -171,15 +171,6 @@ fn told_of(path: &Path) -> Vec<String> {
         .filter(|line| line.contains(&path))
         .cloned()
         .collect()
-}
-
-fn on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(future)
 }
 
 #[test]

@@ -18,7 +18,7 @@ use volmux::{
     AuditOptions, ByteRange, ByteSize, Control, CreateOptions, ErrorKind, ExtentQuery, OpenOptions,
     OriginKind, Pool, PoolExt, SnapshotOptions,
 };
-use volmux_conformance::checked_name as n;
+use volmux_conformance::{checked_name as n, on};
 
 const BLOCK: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -411,15 +411,6 @@ async fn check_fixture(fixture: &Fixture, from: &Path) {
         let refused = ObjectPool::open(config).await.expect_err("another key");
         assert_eq!(refused.kind(), ErrorKind::Unauthenticated);
     }
-}
-
-fn on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(future)
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub use ctx::{Ctx, State, checked_name};
 pub use expect::Expect;
 pub use fixture::{DirStorage, Fixture, MemoryStorage, PoolSettings, Storage};
 pub use object::ObjectStorage;
-pub use run::run_case;
+pub use run::{on, run_case};
 pub use table::{CASES, CLAUSES, Case};
 
 /// Makes a module with one `#[test]` for each case of the suite.

@@ -10,6 +10,19 @@ use crate::{CASES, Case, Ctx, Expect, PoolSettings, Storage};
 /// A case that takes longer than this hangs. It is far above what any case takes.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
 
+/// Runs a test's future to its end, with threads to run others beside it.
+///
+/// # Panics
+/// If there is no room for a thread.
+pub fn on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(future)
+}
+
 /// Runs the case called `name` on a pool of its own.
 ///
 /// # Panics

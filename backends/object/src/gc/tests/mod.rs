@@ -83,7 +83,7 @@ async fn writer(pool: &ObjectPool, volume: &str) -> Arc<dyn BlockDevice> {
     opened.expect("open for writing")
 }
 
-async fn fill(device: &dyn BlockDevice, blocks: std::ops::Range<u64>, tag: u8) {
+async fn fill(device: &dyn BlockDevice, blocks: impl Iterator<Item = u64>, tag: u8) {
     for block in blocks {
         let content = Bytes::from(vec![tag; BLOCK as usize]);
         device

@@ -16,14 +16,7 @@ pub(super) async fn sparse(pool: &ObjectPool, volume: &str) -> Vec<u8> {
 /// Overwrites four blocks of five again and again, so that closing makes a checkpoint.
 pub(super) async fn sparsen(device: &dyn BlockDevice) {
     for tag in 2..12 {
-        for block in (0..BLOCKS).filter(|block| block % 5 != 0) {
-            let content = Bytes::from(vec![tag; BLOCK as usize]);
-            device
-                .write_at(block * BLOCK, content)
-                .await
-                .expect("write");
-        }
-        device.flush().await.expect("flush");
+        fill(device, (0..BLOCKS).filter(|block| block % 5 != 0), tag).await;
     }
 }
 
