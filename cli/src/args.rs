@@ -162,6 +162,11 @@ pub enum VolumeCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Take a volume away from whoever has it open for writing, and close it
+    TakeOver {
+        /// The volume's name
+        name: String,
+    },
     /// Make a full, independent duplicate
     Copy {
         /// The volume or snapshot that is copied

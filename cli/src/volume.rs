@@ -2,8 +2,8 @@
 
 use futures::StreamExt;
 use volmux::{
-    ByteSize, CloneOptions, CopyOptions, CreateOptions, Pool, PoolExt, Provisioning, Result,
-    SnapshotOptions, Volume, VolumeName,
+    ByteSize, CloneOptions, CopyOptions, CreateOptions, OpenOptions, Pool, PoolExt, Provisioning,
+    Result, SnapshotOptions, Volume, VolumeName,
 };
 
 use crate::app::{App, new_name};
@@ -36,6 +36,7 @@ pub async fn run(app: &App, command: VolumeCommand) -> Result<u8> {
             snapshot,
             dry_run,
         } => destroy::revert(app, &name, &snapshot, dry_run).await,
+        C::TakeOver { name } => take_over(app, &name).await,
         C::Copy { source, name, to } => copy(app, &source, &name, to.as_deref()).await,
         C::Extents {
             name,
@@ -118,6 +119,21 @@ async fn adopt(app: &App, what: &str, name: &str) -> Result<u8> {
         .guard("adopt_volume", pool.adopt_volume(what, &name))
         .await?;
     show_made(app, pool.as_ref(), "adopted", &volume).await
+}
+
+/// Whoever wrote it fails from now on; what was flushed there, or is in a journal here, is kept.
+async fn take_over(app: &App, name: &str) -> Result<u8> {
+    let name = VolumeName::new(name)?;
+    let pool = app.pool().await?;
+    let options = OpenOptions {
+        take_over: true,
+        ..OpenOptions::read_write()
+    };
+    let device = pool.open_volume(&name, options).await?;
+    device.flush().await?;
+    drop(device);
+    let volume = pool.volume(&name).await?;
+    show_made(app, pool.as_ref(), "took over", &volume).await
 }
 
 async fn snapshot(app: &App, source: &str, name: &str) -> Result<u8> {

@@ -73,6 +73,35 @@ fn what_it_wrote_is_closed_before_it_ends() {
     assert_eq!(marks, Vec::<String>::new());
 }
 
+/// A writer that lives, or whose host is gone, keeps others out until it is taken over.
+#[test]
+fn a_volume_is_taken_over_from_whoever_has_it_open() {
+    let place = Place::new();
+    fs::create_dir(place.path("objects")).expect("directory");
+    let pool = format!("file+object://{}", place.text("objects"));
+    on(&place, &pool, &["volume", "create", "web", "16MiB"]).ok();
+    let mut command = place.command(&["export", "web", "--socket", "s"]);
+    command.env("VOLMUX_POOL", &pool);
+    let serving = Serving::spawn(command);
+    let uri = serving.line();
+    let write = "write -f -P 7 0 4k";
+    tool("qemu-io", &["-f", "raw", "-c", write, &uri]).ok();
+    let delete = on(&place, &pool, &["--json", "volume", "delete", "web"]);
+    let error = delete.error(17, "Busy");
+    assert!(error.to_string().contains("take-over"), "{error}");
+    on(&place, &pool, &["volume", "take-over", "web"]).ok();
+    let late = tool("qemu-io", &["-f", "raw", "-c", write, &uri]);
+    assert_ne!(late.code, Some(0), "{late:?}");
+    let out = place.text("out");
+    let export = ["volume", "export", "web", &out, "-f", "raw"];
+    on(&place, &pool, &export).ok();
+    assert!(fs::read(&out).expect("content")[..4 * KIB] == [7; 4 * KIB]);
+    on(&place, &pool, &["volume", "delete", "web"]).ok();
+    let gone = on(&place, &pool, &["--json", "volume", "take-over", "web"]);
+    gone.error(11, "NotFound");
+    drop(serving);
+}
+
 /// A client that stays when its commands are done, killed when dropped.
 struct Client(Child);
 

@@ -270,13 +270,16 @@ impl Ready {
         match newest.owner.life() {
             Life::Ending => Ok(Free::Soon),
             Life::Dead => Ok(Free::Yes),
-            Life::Lives => {
-                Err(busy("the volume is open for writing").help("close it there, or take it over"))
-            }
+            Life::Elsewhere if newest.owner.was_rebooted() => Ok(Free::Yes),
+            Life::Lives => Err(busy("the volume is open for writing")
+                .help("close it there, or take it over: `volmux volume take-over`")),
             Life::Elsewhere => Err(busy(
                 "the volume was opened for writing on another host, and not closed",
             )
-            .help("close it there; if that host is gone for certain, take it over")),
+            .help(
+                "close it there; if that host is gone for certain, take it over: \
+                 `volmux volume take-over`",
+            )),
         }
     }
 

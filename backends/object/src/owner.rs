@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -24,6 +25,9 @@ pub(crate) struct Owner {
     /// Its process, and the namespace in which that number counts.
     pub(crate) pid: u32,
     pub(crate) pid_namespace: String,
+    /// Its host's installation: a digest of machine-id(5), which itself is not for everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) machine: Option<Uuid>,
     /// When its process started, in clock ticks since the boot: numbers of processes come again.
     pub(crate) started: u64,
 }
@@ -78,6 +82,7 @@ impl Owner {
             boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
             pid: std::process::id(),
             pid_namespace: pid_namespace(),
+            machine: machine(&read("/etc/machine-id")),
             started: started("self").unwrap_or(0),
         }
     }
@@ -93,6 +98,25 @@ impl Owner {
             && self.started == other.started
             && self.pid_namespace == other.pid_namespace
             && self.boot == other.boot
+    }
+
+    /// Whether its host has been started again since, as far as can be told: by the same name of the
+    /// same installation, outside of containers. Copies of a machine that kept both could be
+    /// mistaken for it, so whoever may wake up has to be fenced all the same.
+    pub(crate) fn was_rebooted(&self) -> bool {
+        self.is_earlier_boot_of(&Owner::here(self.instance))
+    }
+
+    fn is_earlier_boot_of(&self, now: &Owner) -> bool {
+        self.machine.is_some()
+            && self.machine == now.machine
+            && self.host == now.host
+            && [self, now]
+                .iter()
+                .all(|owner| owner.pid_namespace == HOST_PIDS)
+            && !self.boot.is_empty()
+            && !now.boot.is_empty()
+            && self.boot != now.boot
     }
 
     /// Whether it may still write, as far as can be told from here.
@@ -124,6 +148,17 @@ fn living<T>(f: impl FnOnce(&mut BTreeMap<Uuid, Life>) -> T) -> T {
     f(&mut LIVING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// The PID namespace of a host itself: its number is fixed (PROC_PID_INIT_INO in the kernel).
+const HOST_PIDS: &str = "pid:[4026531836]";
+
+/// None for what is no machine id.
+fn machine(id: &str) -> Option<Uuid> {
+    let id = Uuid::try_parse(id.trim()).ok()?;
+    let named = [b"volmux object owner".as_slice(), id.as_bytes()].concat();
+    let digest = digest::digest(&digest::SHA256, &named);
+    Uuid::from_slice(digest.as_ref().get(..16)?).ok()
+}
+
 fn pid_namespace() -> String {
     std::fs::read_link("/proc/self/ns/pid")
         .map(|path| path.to_string_lossy().into_owned())
@@ -140,6 +175,36 @@ fn started(process: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reboot_is_told_from_another_host() {
+        let now = Owner {
+            machine: machine("0123456789abcdef0123456789abcdef\n"),
+            pid_namespace: HOST_PIDS.into(),
+            ..Owner::here(Uuid::new_v4())
+        };
+        let before = Owner {
+            boot: "before".into(),
+            ..now.clone()
+        };
+        assert!(before.is_earlier_boot_of(&now));
+        assert!(!now.is_earlier_boot_of(&now));
+        let other = |change: fn(&mut Owner)| {
+            let mut other = before.clone();
+            change(&mut other);
+            other.is_earlier_boot_of(&now)
+        };
+        assert!(!other(|o| o.host += "2"));
+        assert!(!other(
+            |o| o.machine = machine("1123456789abcdef0123456789abcdef")
+        ));
+        assert!(!other(|o| o.machine = None));
+        assert!(!other(|o| o.boot.clear()));
+        assert!(!other(|o| o.pid_namespace = "pid:[4026532000]".into()));
+        assert_eq!(machine("uninitialized"), None);
+        let id = "0123456789abcdef0123456789abcdef";
+        assert_ne!(machine(id), Uuid::try_parse(id).ok());
+    }
 
     #[test]
     fn a_writer_of_this_process_lives_until_it_is_dropped() {

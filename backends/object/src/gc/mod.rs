@@ -285,7 +285,11 @@ impl<'a> Collector<'a> {
             return Ok(None);
         };
         let owner: Option<Owner> = serde_json::from_slice(&body).ok();
-        Ok(Some(owner.map_or(Life::Elsewhere, |owner| owner.life())))
+        Ok(Some(match owner {
+            None => Life::Elsewhere,
+            Some(owner) if owner.was_rebooted() => Life::Dead,
+            Some(owner) => owner.life(),
+        }))
     }
 }
 
