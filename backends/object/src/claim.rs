@@ -191,13 +191,17 @@ impl Ready {
                     .in_a_journal(op, &entry.name, newest, mark)
                     .help("open it for writing once, with that journal directory"));
             }
-            let manifest = next(
-                log,
-                newest,
-                &entry.base,
-                self.living.owner(),
-                Phase::Retired,
-            );
+            let manifest = Manifest {
+                // If the log is claimed again after all, that is still a part of it.
+                journal: newest.as_ref().and_then(|newest| newest.journal),
+                ..next(
+                    log,
+                    newest,
+                    &entry.base,
+                    self.living.owner(),
+                    Phase::Retired,
+                )
+            };
             if self.put(op, &manifest).await? {
                 return Ok(manifest.tip);
             }

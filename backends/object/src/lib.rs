@@ -21,6 +21,8 @@ pub mod fuzz;
 mod gc;
 mod ids;
 mod journal;
+#[cfg(test)]
+mod journaled;
 mod keys;
 mod lifecycle;
 mod local;
