@@ -74,6 +74,15 @@ impl Tip {
         tail: Vec::new(),
     };
 
+    /// Bytes of all objects in the tail.
+    pub(crate) fn tail_bytes(&self) -> u64 {
+        let bytes = self.tail.iter().map(|item| match item {
+            TailItem::Object { bytes, .. } => u64::from(*bytes),
+            TailItem::Cut(_) => 0,
+        });
+        bytes.sum()
+    }
+
     /// Appends the encoding to `out`.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let mut keys = KeyWriter::default();

@@ -8,8 +8,8 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Who logs it.
-const TARGET: &str = "volmux_object::gc::rewrite";
+/// Those who log it begin with this.
+const TARGET: &str = "volmux_object::gc::";
 
 /// What was moved, by kind.
 pub type Counts = BTreeMap<&'static str, u64>;
@@ -39,7 +39,7 @@ impl Visit for &Moved {
 
 impl Subscriber for Moved {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == TARGET && *metadata.level() == Level::DEBUG
+        metadata.target().starts_with(TARGET) && *metadata.level() == Level::DEBUG
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

@@ -220,7 +220,7 @@ impl Drop for Begun {
 }
 
 /// The state that a tip describes.
-async fn replayed(op: &'static str, shared: &Shared, tip: &Tip) -> Result<State> {
+pub(super) async fn replayed(op: &'static str, shared: &Shared, tip: &Tip) -> Result<State> {
     let mut state = State::new(tip);
     let mut items = stream::iter(tip.tail.clone())
         .map(|item| read_item(op, shared, item))

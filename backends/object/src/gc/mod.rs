@@ -28,11 +28,11 @@ mod marks;
 mod moves;
 mod own;
 mod pass;
+mod renew;
 mod rewrite;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
@@ -48,7 +48,7 @@ use crate::store::Listed;
 
 use inventory::Inventory;
 use pass::Pass;
-use rewrite::Rewriting;
+use rewrite::{Rewriting, Tried};
 
 /// Small objects that are read at once.
 const GETS: usize = 16;
@@ -111,7 +111,7 @@ impl Ready {
     /// As [`Collector::collect`].
     pub(crate) async fn collect_all(&self, op: &'static str) -> Result<Count> {
         let mut freed = Count::default();
-        let mut tried = BTreeSet::new();
+        let mut tried = Tried::default();
         let mut done = false;
         for _ in 0..REWRITES {
             let collector = Collector::new(op, &self.shared, &self.catalog);

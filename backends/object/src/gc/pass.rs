@@ -42,6 +42,8 @@ struct Log {
     in_flight: Option<u64>,
     /// A volume has it, or somebody who copies into it. What it names is needed.
     counts: bool,
+    /// Bytes in the tail of what a closed volume holds.
+    tail: u64,
 }
 
 impl<'a> Pass<'a> {
@@ -164,6 +166,10 @@ impl<'a> Pass<'a> {
             epoch: manifest.epoch,
             in_flight: in_flight.then_some(manifest.in_flight),
             counts,
+            tail: match manifest.phase == Phase::Closed && live {
+                true => manifest.tip.tail_bytes(),
+                false => 0,
+            },
         };
         self.logs.insert(manifest.log, log);
         if !counts {
@@ -221,6 +227,12 @@ impl<'a> Pass<'a> {
     pub fn newest(&self, log: LogId) -> Option<u64> {
         let log = self.logs.get(&log)?;
         log.counts.then_some(log.number)
+    }
+
+    /// The logs of closed volumes with so many bytes in their tails, and how many.
+    pub fn tails(&self, least: u64) -> Vec<(LogId, u64)> {
+        let long = self.logs.iter().filter(|(_, log)| log.tail >= least);
+        long.map(|(id, log)| (*id, log.tail)).collect()
     }
 
     /// The logs that are copied into and that no volume has, and their newest manifests.

@@ -25,6 +25,7 @@ use super::marks::Marks;
 use super::moves::{self, Victim};
 use super::own::{Own, Sink};
 use super::pass::Pass;
+use super::renew::New;
 use super::{Collector, GETS};
 use crate::catalog::{Change as Record, Entry};
 use crate::engine::Engine;
@@ -34,16 +35,13 @@ use crate::map::{ObjectInfo, Relocator};
 use crate::owner::Life;
 use crate::pool::Ready;
 use crate::tip::{Root, Tip};
-use crate::uses::Use;
 
 /// Blocks that are copied in one go: 1 GiB.
 const BATCH: u64 = 1 << 18;
 /// Snapshots that one record of the catalogue changes.
 const RECORD: usize = 1000;
-/// Volumes that one record changes. Nobody can open them meanwhile.
-const RENEWED: usize = 64;
 /// How often a volume that is in motion is tried.
-const TRIES: usize = 3;
+pub(super) const TRIES: usize = 3;
 
 /// A tip that can be changed.
 enum Holder {
@@ -55,6 +53,13 @@ enum Holder {
 
 /// A tip and what takes its place.
 type Change = (VolumeId, Arc<Tip>, Arc<Tip>);
+
+/// What need not be tried again in one collection.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    objects: BTreeSet<ObjectKey>,
+    logs: BTreeSet<LogId>,
+}
 
 /// An object of which little is needed.
 struct Sparse {
@@ -72,10 +77,10 @@ struct Holders {
 
 /// One go at giving up objects.
 pub(super) struct Rewriting<'a> {
-    op: &'static str,
-    ready: &'a Ready,
+    pub op: &'static str,
+    pub ready: &'a Ready,
     collector: &'a Collector<'a>,
-    inventory: &'a Inventory,
+    pub inventory: &'a Inventory,
 }
 
 impl<'a> Rewriting<'a> {
@@ -94,10 +99,14 @@ impl<'a> Rewriting<'a> {
     }
 
     /// Gives up some objects, none of which is in `tried`, and adds them to it. Returns how many
-    /// blocks were copied: nothing is left to do once that is 0.
-    pub async fn run(&self, pass: &Pass<'_>, tried: &mut BTreeSet<ObjectKey>) -> Result<u64> {
+    /// blocks were copied, or volumes made ready for that: nothing is left to do once it is 0.
+    pub async fn run(&self, pass: &Pass<'_>, tried: &mut Tried) -> Result<u64> {
+        let folded = self.fold(pass, &mut tried.logs).await?;
+        if folded > 0 {
+            return Ok(folded);
+        }
         let mut worst = self.sparse(&pass.marks).await?;
-        worst.retain(|sparse| !tried.contains(&sparse.key));
+        worst.retain(|sparse| !tried.objects.contains(&sparse.key));
         if worst.is_empty() {
             return Ok(0);
         }
@@ -112,7 +121,7 @@ impl<'a> Rewriting<'a> {
         if worst.is_empty() {
             return Ok(0);
         }
-        tried.extend(worst.iter().map(|sparse| sparse.key));
+        tried.objects.extend(worst.iter().map(|sparse| sparse.key));
         let victims = victims(&pass.marks, &worst);
         let own = Own::begin(self.op, self.ready.shared.clone()).await?;
         let moved = self.give_up(&own, pass, &victims, holders).await;
@@ -269,7 +278,7 @@ impl<'a> Rewriting<'a> {
     }
 
     /// Volumes that somebody may have open for reading, and whether one is known to.
-    async fn read_now(&self, inventory: &Inventory) -> Result<BTreeMap<VolumeId, Life>> {
+    pub(super) async fn read_now(&self, inventory: &Inventory) -> Result<BTreeMap<VolumeId, Life>> {
         let mut read = BTreeMap::new();
         for (volume, mark) in &inventory.readers {
             if read.get(volume) == Some(&Life::Lives) {
@@ -332,10 +341,7 @@ impl<'a> Rewriting<'a> {
         for (engine, from, to) in here {
             self.go_on(own, relocator, &engine, (from, to)).await?;
         }
-        idle.sort_unstable();
-        for some in idle.chunks(RENEWED) {
-            self.renew(own, relocator, some).await?;
-        }
+        self.renew(own, &mut New::Tree(relocator), idle).await?;
         self.rebase(&bases).await?;
         self.put_back(&bases).await
     }
@@ -371,62 +377,6 @@ impl<'a> Rewriting<'a> {
             sink.finish().await?;
         }
         Ok(())
-    }
-
-    /// Gives volumes that nobody has open new logs, which begin with the new trees: as reverting
-    /// does, by a record of the catalogue, since that can't arrive late and name what is collected
-    /// by then.
-    async fn renew(
-        &self,
-        own: &Own,
-        relocator: &mut Relocator<'_>,
-        ids: &[VolumeId],
-    ) -> Result<()> {
-        let (op, ready) = (self.op, self.ready);
-        let of: Vec<Arc<Use>> = ids.iter().map(|id| ready.uses.of(*id)).collect();
-        let mut turns = Vec::new();
-        // In the order of their ids, so that no two who take several wait for each other.
-        for of in &of {
-            turns.push(of.turn.lock().await);
-        }
-        for _ in 0..TRIES {
-            let head = ready.catalog.refresh(op).await?;
-            let entries = ids.iter().zip(&of).filter_map(|(id, of)| {
-                let entry = ready.catalog.read(|state| state.by_id(*id).cloned())?;
-                Some((entry, of.clone()))
-            });
-            let mut ended = stream::iter(entries.collect::<Vec<_>>())
-                .map(|(entry, of)| self.ended(entry, of))
-                .buffered(GETS);
-            let mut sink = Sink::new(own);
-            let mut changes = Vec::new();
-            while let Some(ended) = ended.try_next().await? {
-                let Some((entry, tip)) = ended else { continue };
-                let root = relocator.tree(&tip.root, &mut sink).await?;
-                if root != tip.root {
-                    changes.push(Record::Put(Entry {
-                        log: Some(LogId(ready.shared.ids.uuid())),
-                        base: Arc::new(Tip { root, ..tip }),
-                        ..Entry::clone(&entry)
-                    }));
-                }
-            }
-            drop(ended);
-            sink.finish().await?;
-            if changes.is_empty() || ready.catalog.try_commit(op, head, changes).await? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// What a volume holds whose log was ended just now; none if somebody uses it.
-    async fn ended(&self, entry: Arc<Entry>, of: Arc<Use>) -> Result<Option<(Arc<Entry>, Tip)>> {
-        match self.ready.end_log(self.op, &entry, &of, true).await {
-            Ok(tip) => Ok(Some((entry, tip))),
-            Err(error) if error.kind() == ErrorKind::Busy => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     /// Changes what the catalogue says that volumes hold, where it still says the same.

@@ -308,3 +308,41 @@ async fn at_most_twice_what_was_written_is_put() {
     let firsts: Vec<u8> = read.iter().step_by(BLOCK as usize).copied().collect();
     assert_eq!(firsts, expected);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_overwritten_since_the_last_checkpoint_goes_once_the_volume_is_closed() {
+    let store = Rough::new(1);
+    let pool = pool(&store).await;
+    create(&pool, "a").await;
+    let device = writer(&pool, "a").await;
+    for tag in 1..8 {
+        // As much as fits into one object.
+        fill(&*device, 0..12, tag).await;
+    }
+    device
+        .discard(ByteRange::new(0, BLOCK))
+        .await
+        .expect("discard");
+    let before = stored(&store).await;
+    assert!(before > 7 * 12 * BLOCK, "{before}");
+    collect(&pool).await;
+    drop(device);
+    settle().await;
+    let (old, closed) = tip_of(&pool, "a").await;
+    assert!(closed.tip.tail.len() > 6, "{:?}", closed.tip.tail.len());
+    collect_all(&pool).await;
+    let after = stored(&store).await;
+    assert!(after < 14 * BLOCK, "{before} became {after}");
+    let mut expected = vec![0; BLOCKS as usize];
+    expected[1..12].fill(7);
+    assert_eq!(content(&pool, "a").await, expected);
+    let log = ready(&pool).await.entry(OP, &name("a"));
+    assert_ne!(log.expect("it is there").log, Some(old));
+    // There is nothing more to gain.
+    let put = store.put_bytes.load(Relaxed);
+    collect_all(&pool).await;
+    assert_eq!(store.put_bytes.load(Relaxed), put);
+    filled(&pool, "a", 3..4, 9).await;
+    expected[3] = 9;
+    assert_eq!(content(&pool, "a").await, expected);
+}
