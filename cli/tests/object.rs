@@ -253,8 +253,9 @@ fn what_the_documentation_says_can_be_typed() {
         let script = block.replace("/srv/", &place.text(""));
         let script = format!("set -euo pipefail; PATH={directory}:$PATH\n{script}");
         let done = tool("bash", &["-c", &script]);
-        // A disk that is nearly full is warned of.
-        assert!(!done.stderr.contains("error"), "{done:?}");
+        // Nothing but that the disk is nearly full, where it is.
+        let full = |line: &str| line.starts_with("warning: pool ") && line.contains(" % full");
+        assert!(done.stderr.lines().all(full), "{done:?}");
         done.ok();
     }
     let names = |pool: &str| {

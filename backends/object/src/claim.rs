@@ -230,13 +230,38 @@ impl Ready {
         op: &'static str,
         entry: &Entry,
     ) -> Result<(Option<Following>, Tip)> {
-        let Some(log) = entry.log else {
-            return Ok((None, Tip::clone(&entry.base)));
-        };
-        Ok(match self.shared.newest_manifest(op, log, 0).await? {
-            Some(newest) => (Some(Following::of(&newest)), newest.tip),
-            None => (Some(Following::nothing(log)), Tip::clone(&entry.base)),
-        })
+        let newest = self.newest_of(op, entry).await?;
+        Ok(content(entry, newest))
+    }
+
+    /// The same, unless that is not all: what a writer that died on this host flushed may be in
+    /// its journal only.
+    ///
+    /// # Errors
+    /// `Busy` in that case; those of the store.
+    pub(crate) async fn whole_tip(
+        &self,
+        op: &'static str,
+        entry: &Entry,
+    ) -> Result<(Option<Following>, Tip)> {
+        let newest = self.newest_of(op, entry).await?;
+        if let Some(newest) = &newest
+            && let Some(mark) = newest.journal
+            && (newest.owner.life() == Life::Dead || newest.owner.was_rebooted())
+        {
+            return Err(self.in_a_journal(op, &entry.name, newest, mark).help(
+                "open it for writing once, with that journal directory: \
+                 `volmux volume take-over`",
+            ));
+        }
+        Ok(content(entry, newest))
+    }
+
+    async fn newest_of(&self, op: &'static str, entry: &Entry) -> Result<Option<Manifest>> {
+        match entry.log {
+            Some(log) => self.shared.newest_manifest(op, log, 0).await,
+            None => Ok(None),
+        }
     }
 
     /// Puts a manifest, and says whether it is the log's newest now.
@@ -355,6 +380,14 @@ enum Free {
     Yes,
     /// Its writer is about to end.
     Soon,
+}
+
+/// What a volume holds by the newest manifest of its log, and which commits come after that.
+fn content(entry: &Entry, newest: Option<Manifest>) -> (Option<Following>, Tip) {
+    match (entry.log, newest) {
+        (_, Some(newest)) => (Some(Following::of(&newest)), newest.tip),
+        (log, None) => (log.map(Following::nothing), Tip::clone(&entry.base)),
+    }
 }
 
 /// The manifest after `newest`, with the same content.

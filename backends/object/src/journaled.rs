@@ -285,3 +285,41 @@ fn a_log_that_was_retired_in_vain_still_has_its_journal() {
         assert_eq!(content(&*device).await, [7; BLOCKS as usize]);
     });
 }
+
+#[test]
+fn what_is_in_a_journal_only_is_not_left_out_in_silence() {
+    let (store, journals) = (Rough::new(1), disk());
+    let path = journals.path();
+    die_after(u64::MAX, async {
+        let pool = pool(&store, path, 1 << 59).await;
+        let size = CreateOptions::thin(ByteSize::new(BLOCKS * BLOCK));
+        let made = pool.create_volume(&name("a"), size).await;
+        made.expect("create");
+        let device = open(&pool, "a", OpenOptions::read_write()).await;
+        store.failing.store(200, Relaxed);
+        let data = Bytes::from(vec![7; (BLOCKS * BLOCK) as usize]);
+        device.write_at(0, data).await.expect("written");
+        device.flush().await.expect("the journal works");
+    });
+    store.failing.store(0, Relaxed);
+    die_after(u64::MAX, async {
+        let pool = pool(&store, path, 3 << 59).await;
+        let (of, to) = (name("a"), name("s"));
+        let snapshot = async || pool.snapshot_volume(&of, &to, Default::default()).await;
+        let refused = [
+            snapshot().await.err(),
+            pool.clone_volume(&of, &to, Default::default()).await.err(),
+            pool.copy_volume(&of, &to, Default::default()).await.err(),
+            pool.open_volume(&of, OpenOptions::read_only()).await.err(),
+        ];
+        for error in refused {
+            let error = error.expect("not all is in the store");
+            assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+            assert!(error.get("journal").is_some(), "{error}");
+        }
+        drop(open(&pool, "a", OpenOptions::read_write()).await);
+        snapshot().await.expect("now it is whole");
+        let snapshot = open(&pool, "s", OpenOptions::read_only()).await;
+        assert_eq!(content(&*snapshot).await, [7; BLOCKS as usize]);
+    });
+}

@@ -435,7 +435,7 @@ impl Ready {
                 engine.ended().await;
             }
         }
-        Ok(Arc::new(self.committed_tip(op, entry).await?.1))
+        Ok(Arc::new(self.whole_tip(op, entry).await?.1))
     }
 
     /// Commits what `decide` says, on what is known here at first, and decides again whenever

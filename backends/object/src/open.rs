@@ -101,7 +101,7 @@ impl Ready {
     }
 
     async fn open_reader(&self, op: &'static str, entry: &Entry) -> Result<Arc<Engine>> {
-        let (following, tip) = self.committed_tip(op, entry).await?;
+        let (following, tip) = self.whole_tip(op, entry).await?;
         Engine::reader(op, self.shared.clone(), &tip, following).await
     }
 
