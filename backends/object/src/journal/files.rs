@@ -37,10 +37,10 @@ impl Dir {
         let path = pool.join(log.to_string());
         let deadline = Instant::now() + PATIENCE;
         loop {
-            local_dir::make(&pool)
+            let locked = local_dir::make(&pool)
                 .and_then(|()| local_dir::make(&path))
-                .map_err(|e| cannot(&path, e))?;
-            match try_lock(&path) {
+                .and_then(|()| try_lock(&path));
+            match locked {
                 Ok(Some(lock)) => return Ok(Dir { path, _lock: lock }),
                 Ok(None) if Instant::now() >= deadline => {
                     return Err(Error::new(ErrorKind::Busy, OPEN)
@@ -48,7 +48,7 @@ impl Dir {
                         .reason("another process on this host has this volume's journal open"));
                 }
                 Ok(None) => {}
-                // Whoever closed it has just removed the directory.
+                // Whoever closed it, or another one of the pool, has just removed the directory.
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && Instant::now() < deadline => {}
                 Err(error) => return Err(cannot(&path, error)),

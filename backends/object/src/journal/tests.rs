@@ -429,3 +429,23 @@ async fn many_may_sync_at_once() {
     let expected = (0..8).flat_map(|task| (0..200).map(move |n| write(task * 1000 + n, 4096)));
     assert!(seen.into_iter().eq(expected));
 }
+
+#[test]
+fn volumes_of_one_pool_come_and_go_at_once() {
+    let dir = dir();
+    let pool = Uuid::from_u128(1);
+    std::thread::scope(|scope| {
+        for volume in 0..4 {
+            let dir = dir.path();
+            scope.spawn(move || {
+                for _ in 0..3000 {
+                    let journal = files::Dir::lock(dir, pool, LogId(Uuid::from_u128(volume)));
+                    let journal = journal.expect("its own journal");
+                    journal.remove_all().expect("removed");
+                }
+            });
+        }
+    });
+    let left = dir.path().read_dir().expect("a listing").count();
+    assert!(left <= 1, "{left}");
+}
