@@ -251,12 +251,10 @@ fn what_was_flushed_to_a_journal_is_there_after_any_death() {
     }
 }
 
-#[test]
-fn a_log_that_was_retired_in_vain_still_has_its_journal() {
-    let (store, journals) = (Rough::new(1), disk());
-    let path = journals.path();
+/// Fills a new volume and flushes it, which ends in the journal, and dies.
+fn flush_and_die(store: &Arc<Rough>, journals: &Path, seed: u64) {
     die_after(u64::MAX, async {
-        let pool = pool(&store, path, 1 << 61).await;
+        let pool = pool(store, journals, seed).await;
         let size = CreateOptions::thin(ByteSize::new(BLOCKS * BLOCK));
         let made = pool.create_volume(&name("a"), size).await;
         made.expect("create");
@@ -267,6 +265,13 @@ fn a_log_that_was_retired_in_vain_still_has_its_journal() {
         device.flush().await.expect("the journal works");
     });
     store.failing.store(0, Relaxed);
+}
+
+#[test]
+fn a_log_that_was_retired_in_vain_still_has_its_journal() {
+    let (store, journals) = (Rough::new(1), disk());
+    let path = journals.path();
+    flush_and_die(&store, path, 1 << 61);
     die_after(u64::MAX, async {
         // Somebody was about to delete it, and died.
         let pool = pool(&store, path, 1 << 62).await;
@@ -290,18 +295,7 @@ fn a_log_that_was_retired_in_vain_still_has_its_journal() {
 fn what_is_in_a_journal_only_is_not_left_out_in_silence() {
     let (store, journals) = (Rough::new(1), disk());
     let path = journals.path();
-    die_after(u64::MAX, async {
-        let pool = pool(&store, path, 1 << 59).await;
-        let size = CreateOptions::thin(ByteSize::new(BLOCKS * BLOCK));
-        let made = pool.create_volume(&name("a"), size).await;
-        made.expect("create");
-        let device = open(&pool, "a", OpenOptions::read_write()).await;
-        store.failing.store(200, Relaxed);
-        let data = Bytes::from(vec![7; (BLOCKS * BLOCK) as usize]);
-        device.write_at(0, data).await.expect("written");
-        device.flush().await.expect("the journal works");
-    });
-    store.failing.store(0, Relaxed);
+    flush_and_die(&store, path, 1 << 59);
     die_after(u64::MAX, async {
         let pool = pool(&store, path, 3 << 59).await;
         let (of, to) = (name("a"), name("s"));
