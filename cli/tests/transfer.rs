@@ -115,7 +115,10 @@ fn pools_that_attach_nothing_have_every_format_too() {
 fn progress_is_shown_on_a_terminal_only() {
     let place = Place::new();
     fs::write(place.path("image"), vec![7; 16 << 20]).expect("image");
-    let piped = place.run(&["volume", "import", "image", "piped", "-f", "raw"]);
+    // However full the disk is, nothing is warned of.
+    let pool = format!("{}?warn_percent=95", place.url());
+    let import = ["volume", "import", "image", "piped", "-f", "raw"];
+    let piped = place.run(&[&["-p", &pool], &import[..]].concat());
     assert!(piped.ok().starts_with("imported piped"));
     assert_eq!(piped.stderr, "");
     let script = |arguments: &str| {
