@@ -31,6 +31,7 @@ mod manifest;
 mod map;
 mod open;
 mod owner;
+mod pieces;
 mod pool;
 mod probe;
 mod scrub;

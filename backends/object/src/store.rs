@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::path::Path;
 use object_store::{
@@ -18,6 +18,7 @@ use volmux_core::{Error, ErrorKind, Result};
 
 use crate::fault::{Fault, is_missing, is_taken};
 use crate::ids::Ids;
+use crate::pieces::Pieces;
 use crate::seal::Damage;
 
 /// Nothing longer is read into memory; nothing so long is ever stored.
@@ -155,8 +156,8 @@ impl Store {
     /// A whole object; `None` if there is none of that name.
     pub async fn get(&self, op: &'static str, name: &str) -> Result<Option<Bytes>> {
         let limit = self.patience.read;
-        self.retried(op, name, limit, || self.read(name, None))
-            .await
+        let got = self.retried(op, name, limit, || self.read(name, None));
+        Ok(got.await?.map(Pieces::into_bytes))
     }
 
     /// Exactly this range of an object; `None` if there is none of that name.
@@ -169,8 +170,19 @@ impl Store {
         name: &str,
         range: Range<u64>,
     ) -> Result<Option<Bytes>> {
+        let got = self.get_pieces(op, name, range).await?;
+        Ok(got.map(Pieces::into_bytes))
+    }
+
+    /// The same as [`get_range`](Self::get_range), as it comes.
+    pub async fn get_pieces(
+        &self,
+        op: &'static str,
+        name: &str,
+        range: Range<u64>,
+    ) -> Result<Option<Pieces>> {
         if range.is_empty() {
-            return Ok(Some(Bytes::new()));
+            return Ok(Some(Pieces::default()));
         }
         let limit = self.patience.read;
         self.retried(op, name, limit, || self.read(name, Some(range.clone())))
@@ -197,12 +209,14 @@ impl Store {
         let put = || async {
             match self.create(name, bytes.clone()).await {
                 Ok(()) => Ok(Put::Created),
-                Err(error) if is_taken(&error) => match self.read(name, None).await? {
-                    Some(found) if found == bytes => Ok(Put::Created),
-                    Some(_) => Ok(Put::Taken),
-                    // Two puts at the same time, neither of which the store let through.
-                    None => Err(Fault::from(error)),
-                },
+                Err(error) if is_taken(&error) => {
+                    match self.read(name, None).await?.map(Pieces::into_bytes) {
+                        Some(found) if found == bytes => Ok(Put::Created),
+                        Some(_) => Ok(Put::Taken),
+                        // Two puts at the same time, neither of which the store let through.
+                        None => Err(Fault::from(error)),
+                    }
+                }
                 Err(error) => Err(Fault::from(error)),
             }
         };
@@ -280,7 +294,7 @@ impl Store {
         }
     }
 
-    async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Option<Bytes>, Fault> {
+    async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Option<Pieces>, Fault> {
         let options = GetOptions {
             range: range.clone().map(GetRange::Bounded),
             ..GetOptions::default()
@@ -378,7 +392,7 @@ impl Retry {
 }
 
 /// Takes the body of an answer: all of it, or exactly `range`.
-async fn collect(got: GetResult, range: Option<Range<u64>>) -> Result<Bytes, Fault> {
+async fn collect(got: GetResult, range: Option<Range<u64>>) -> Result<Pieces, Fault> {
     let short = || {
         let reason = "the object is shorter than it must be";
         Fault::new(ErrorKind::Corrupt, false, reason)
@@ -394,29 +408,20 @@ async fn collect(got: GetResult, range: Option<Range<u64>>) -> Result<Bytes, Fau
     }
     let expected = expected as usize;
     let mut stream = got.into_stream();
-    let mut whole = BytesMut::new();
-    let mut first = true;
-    while let Some(part) = stream.next().await {
-        let part = part.map_err(Fault::from)?;
-        if first && part.len() == expected {
-            return Ok(part);
-        }
-        if first {
-            whole.reserve(expected);
-            first = false;
-        }
-        if whole.len() + part.len() > expected {
+    let mut whole = Pieces::default();
+    while let Some(piece) = stream.next().await {
+        whole.push(piece.map_err(Fault::from)?);
+        if whole.len() > expected {
             let reason = "the store sent more than it announced";
             return Err(Fault::new(ErrorKind::Unavailable, true, reason));
         }
-        whole.extend_from_slice(&part);
     }
     if whole.len() < expected {
         // The object has that length, so it was the connection that ended.
         let reason = "the store sent less than it announced";
         return Err(Fault::new(ErrorKind::Unavailable, true, reason));
     }
-    Ok(whole.freeze())
+    Ok(whole)
 }
 
 /// A listing that goes on where it was when a request fails.

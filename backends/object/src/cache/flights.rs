@@ -58,8 +58,7 @@ impl<K: Copy + Eq + Hash, V: Clone> Flights<K, V> {
     pub(crate) fn join(&self, key: K) -> Turn<K, V> {
         let mut map = self.map();
         if let Some(waiting) = map.get_mut(&key) {
-            let flight = waiting.get_or_insert_with(|| Arc::new(Watched::new(Flight::UnderWay)));
-            return Turn::Follow(Follow(flight.clone()));
+            return Turn::Follow(followed(waiting));
         }
         map.insert(key, None);
         Turn::Lead(Lead {
@@ -68,6 +67,16 @@ impl<K: Copy + Eq + Hash, V: Clone> Flights<K, V> {
             landed: false,
         })
     }
+
+    /// Waits for `key` if it is being loaded.
+    pub(crate) fn follow(&self, key: K) -> Option<Follow<V>> {
+        self.map().get_mut(&key).map(followed)
+    }
+}
+
+fn followed<V>(waiting: &mut Waiting<V>) -> Follow<V> {
+    let flight = waiting.get_or_insert_with(|| Arc::new(Watched::new(Flight::UnderWay)));
+    Follow(flight.clone())
 }
 
 impl<K: Eq + Hash, V> Flights<K, V> {

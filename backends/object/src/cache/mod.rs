@@ -154,6 +154,20 @@ impl<P> Cache<P> {
         }
     }
 
+    /// A block, if it is there or somebody loads it already; for who will not keep it.
+    pub(crate) fn look(&self, object: u32, index: u32) -> Option<Fetch> {
+        if let Some(found) = self.block(object, index) {
+            return Some(Fetch::Found(found));
+        }
+        let follow = self.block_flights.follow((object, index));
+        let counter = match follow {
+            Some(_) => &self.hits,
+            None => &self.misses,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        follow.map(Fetch::Follow)
+    }
+
     /// Keeps copies of the blocks of `object` from number `first` on; `data` is a whole number
     /// of blocks.
     pub(crate) fn put_blocks(&self, object: u32, first: u32, data: &[u8]) {

@@ -1,9 +1,11 @@
 //! Reading: from what is on its way to the store, from the cache, and from the store.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio_util::task::AbortOnDropHandle;
 use volmux_core::{Buffer, ByteRange, Error, ErrorKind, Result};
 
 use super::Engine;
@@ -29,10 +31,13 @@ const GET_BLOCKS: u32 = 1024;
 const GAP: u32 = 8;
 
 /// Longer reads leave the cache as it is: who reads so much at once reads it once.
-const CACHED: usize = 256 << 10;
+const CACHED: u64 = 256 << 10;
 
 /// Blocks that were looked at, in the order in which they are wanted.
 type Wanted = Vec<(u64, Place)>;
+
+/// A block that is to be loaded, for others too where they are told.
+type Load = (u64, Place, Option<Lead<BlockKey, Bytes>>);
 
 impl Engine {
     /// Reads a range that lies within the volume.
@@ -53,28 +58,19 @@ impl Engine {
         let mut rest = range;
         while !rest.is_empty() {
             let part = ByteRange::new(rest.offset, rest.length.min(PART));
-            let room = buffer.room();
-            let from = room.len();
-            room.resize(from + part.length as usize, 0);
-            self.read_part(op, part, &mut room[from..]).await?;
+            buffer = self.read_out(op, Out::part(part, buffer)).await?.buffer;
             rest = ByteRange::from_to(part.end(), rest.end());
         }
         Ok(buffer.into_bytes())
     }
 
-    /// Reads a range into `bytes`, which are zeros.
-    async fn read_part(&self, op: &'static str, range: ByteRange, bytes: &mut [u8]) -> Result<()> {
-        let keep = bytes.len() <= CACHED;
-        self.read_out(op, Out { range, bytes, keep }).await
-    }
-
     /// Reads a range of the store's blocks that are not in the cache into it.
     pub(super) async fn read_into_cache(&self, op: &'static str, range: ByteRange) -> Result<()> {
-        let (bytes, keep) = (&mut [] as &mut [u8], true);
-        self.read_out(op, Out { range, bytes, keep }).await
+        let out = Out::nothing(range, true).map_err(|error| error.with("for", op))?;
+        self.read_out(op, out).await.map(drop)
     }
 
-    async fn read_out(&self, op: &'static str, mut out: Out<'_>) -> Result<()> {
+    async fn read_out(&self, op: &'static str, mut out: Out) -> Result<Out> {
         let blocks = out.range.offset / BLOCK..out.range.end().div_ceil(BLOCK);
         let mut stored: Vec<Run> = Vec::new();
         let (root, unknown) = self.collect(blocks, &mut out, &mut stored);
@@ -82,7 +78,7 @@ impl Engine {
             let runs = self.checkpointed_runs(op, root, blocks).await?;
             stored.extend(runs.into_iter().filter(|run| run.place.is_some()));
         }
-        self.fetch_runs(op, &stored, &mut out).await
+        self.fetch_runs(op, &stored, out).await
     }
 
     async fn read_block(&self, op: &'static str, block: u64) -> Result<Bytes> {
@@ -114,7 +110,7 @@ impl Engine {
     fn collect(
         &self,
         blocks: Range<u64>,
-        out: &mut Out<'_>,
+        out: &mut Out,
         stored: &mut Vec<Run>,
     ) -> (Root, Vec<Range<u64>>) {
         let state = self.lock();
@@ -203,27 +199,35 @@ impl Engine {
                 },
                 Fetch::Lead(lead) => lead,
             };
-            let got = self
-                .get_blocks(op, place.object, place.index..place.index + 1)
-                .await;
-            let content = got.and_then(|slots| slots.content(&self.shared, op, place.index));
-            return match content {
-                Ok(content) => {
-                    let cache = &self.shared.cache;
-                    let kept = cache.put_block(place.object.number(), place.index, &content);
-                    lead.land(kept);
-                    Ok(content)
-                }
-                Err(error) => {
-                    lead.fail(&error);
-                    Err(error)
-                }
-            };
+            let engine = self.alive(op)?;
+            return elsewhere(op, async move { engine.load_block(op, place, lead).await }).await;
+        }
+    }
+
+    async fn load_block(
+        &self,
+        op: &'static str,
+        place: Place,
+        lead: Lead<BlockKey, Bytes>,
+    ) -> Result<Bytes> {
+        let (object, index) = (place.object, place.index);
+        let got = self.get_blocks(op, object, index..index + 1).await;
+        let content = got.and_then(|slots| slots.content(&self.shared, op, index));
+        match content {
+            Ok(content) => {
+                let cache = &self.shared.cache;
+                lead.land(cache.put_block(object.number(), index, &content));
+                Ok(content)
+            }
+            Err(error) => {
+                lead.fail(&error);
+                Err(error)
+            }
         }
     }
 
     /// Blocks that are in the store, into `out`.
-    async fn fetch_runs(&self, op: &'static str, runs: &[Run], out: &mut Out<'_>) -> Result<()> {
+    async fn fetch_runs(&self, op: &'static str, runs: &[Run], mut out: Out) -> Result<Out> {
         let mut again: Wanted = Vec::new();
         for run in runs {
             let Some(place) = run.place else { continue };
@@ -233,13 +237,23 @@ impl Engine {
             let wanted = std::mem::take(&mut again);
             let (mut load, mut follows) = (Vec::new(), Vec::new());
             for (block, place) in wanted {
-                match self.shared.cache.fetch(place.object.number(), place.index) {
-                    Fetch::Found(content) => out.put(block, &content),
-                    Fetch::Follow(follow) => follows.push((block, place, follow)),
-                    Fetch::Lead(lead) => load.push((block, place, lead)),
+                let (object, index) = (place.object.number(), place.index);
+                let fetch = match out.keep {
+                    true => Some(self.shared.cache.fetch(object, index)),
+                    false => self.shared.cache.look(object, index),
+                };
+                match fetch {
+                    Some(Fetch::Found(content)) => out.put(block, &content),
+                    Some(Fetch::Follow(follow)) => follows.push((block, place, follow)),
+                    Some(Fetch::Lead(lead)) => load.push((block, place, Some(lead))),
+                    None => load.push((block, place, None)),
                 }
             }
-            self.load(op, load, out).await?;
+            if !load.is_empty() {
+                let engine = self.alive(op)?;
+                let loaded = async move { engine.load(op, load, out).await };
+                out = elsewhere(op, loaded).await?;
+            }
             for (block, place, follow) in follows {
                 match follow.wait().await {
                     Some(content) => out.put(block, &content?),
@@ -247,21 +261,16 @@ impl Engine {
                 }
             }
         }
-        Ok(())
+        Ok(out)
     }
 
     /// Gets blocks from the store in as few GETs as make sense.
-    async fn load(
-        &self,
-        op: &'static str,
-        mut load: Vec<(u64, Place, Lead<BlockKey, Bytes>)>,
-        out: &mut Out<'_>,
-    ) -> Result<()> {
+    async fn load(&self, op: &'static str, mut load: Vec<Load>, mut out: Out) -> Result<Out> {
         let keep = out.keep;
         load.sort_unstable_by_key(|(_, place, _)| *place);
         let (wanted, mut leads): (Wanted, Vec<_>) = load
             .into_iter()
-            .map(|(block, place, lead)| ((block, place), Some(lead)))
+            .map(|(block, place, lead)| ((block, place), lead))
             .unzip();
         let mut gets = stream::iter(self.groups(&wanted))
             .map(|group| self.get_group(op, group))
@@ -290,12 +299,21 @@ impl Engine {
             Ok(())
         };
         let result: Result<()> = done.await;
-        if let Err(error) = &result {
-            for lead in leads.into_iter().flatten() {
-                lead.fail(error);
+        drop(gets);
+        match result {
+            Ok(()) => Ok(out),
+            Err(error) => {
+                for lead in leads.into_iter().flatten() {
+                    lead.fail(&error);
+                }
+                Err(error)
             }
         }
-        result
+    }
+
+    fn alive(&self, op: &'static str) -> Result<Arc<Engine>> {
+        let engine = self.me.upgrade();
+        engine.ok_or_else(|| Error::new(ErrorKind::Internal, op).reason("the volume was closed"))
     }
 
     /// Reads what is stored of a range that lies within the volume, past every cache, and verifies
@@ -307,12 +325,7 @@ impl Engine {
         verified: &mut Verified,
     ) -> Result<Vec<Result<()>>> {
         let blocks = range.offset / BLOCK..range.end().div_ceil(BLOCK);
-        let mut nowhere = Vec::new();
-        let mut out = Out {
-            range: ByteRange::new(range.offset, 0),
-            bytes: &mut nowhere,
-            keep: false,
-        };
+        let mut out = Out::nothing(range, false).map_err(|error| error.with("for", op))?;
         let mut runs: Vec<Run> = Vec::new();
         let (root, unknown) = self.collect(blocks, &mut out, &mut runs);
         for blocks in unknown {
@@ -379,7 +392,8 @@ impl Engine {
         if let Some(disk) = disk
             && let Some(bytes) = disk.get(&info.key, blocks.clone()).await
         {
-            return Ok(Slots::stored(&self.shared.seal, &info, blocks.start, bytes));
+            let (seal, bytes) = (&self.shared.seal, bytes.into());
+            return Ok(Slots::stored(seal, &info, blocks.start, bytes));
         }
         if info.framed {
             let contents = self.framed_blocks(op, object, &info, blocks).await?;
@@ -398,32 +412,78 @@ impl Engine {
     }
 }
 
-/// What a read fills.
-struct Out<'a> {
-    range: ByteRange,
-    /// Empty where only the cache is to be filled.
-    bytes: &'a mut [u8],
-    /// Whether what comes from the store goes into the cache.
-    keep: bool,
+/// Work for the runtime's threads rather than for the one that asked: that of an export would do
+/// for all its requests, one after the other, what they can do side by side. It ends with whoever
+/// waits for it.
+async fn elsewhere<T: Send + 'static>(
+    op: &'static str,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let ended = AbortOnDropHandle::new(tokio::spawn(work)).await;
+    ended.map_err(|error| Error::new(ErrorKind::Internal, op).with_source(error))?
 }
 
-impl Out<'_> {
+/// What a read fills.
+struct Out {
+    range: ByteRange,
+    buffer: Buffer,
+    /// Where in the buffer's memory the range begins.
+    from: usize,
+    /// Whether what comes from the store goes into the cache.
+    keep: bool,
+    /// Whether the range goes nowhere else.
+    nowhere: bool,
+}
+
+impl Out {
+    /// The next part of what `buffer` takes.
+    fn part(range: ByteRange, mut buffer: Buffer) -> Out {
+        let room = buffer.room();
+        let from = room.len();
+        // What is not stored reads as zeros.
+        room.resize(from + range.length as usize, 0);
+        Out {
+            range,
+            buffer,
+            from,
+            keep: range.length <= CACHED,
+            nowhere: false,
+        }
+    }
+
+    /// For what is only to be looked at, or kept.
+    fn nothing(range: ByteRange, keep: bool) -> Result<Out> {
+        let buffer = Buffer::new(0);
+        let buffer = buffer.map_err(|e| Error::new(ErrorKind::Internal, "read").with_source(e))?;
+        Ok(Out {
+            range,
+            buffer,
+            from: 0,
+            keep,
+            nowhere: true,
+        })
+    }
+
     /// Where a block goes of which all is wanted.
     fn whole(&mut self, block: u64) -> Option<&mut [u8]> {
+        if self.nowhere {
+            return None;
+        }
         let at = (block * BLOCK).checked_sub(self.range.offset)? as usize;
-        self.bytes.get_mut(at..at + CONTENT)
+        let bytes = &mut self.buffer.room()[self.from..];
+        bytes.get_mut(at..at + CONTENT)
     }
 
     /// The part of a block that is wanted.
     fn put(&mut self, block: u64, content: &[u8]) {
-        if self.bytes.is_empty() {
+        if self.nowhere {
             return;
         }
         let start = block * BLOCK;
         let from = start.max(self.range.offset);
         let to = (start + BLOCK).min(self.range.end());
         let target = (from - self.range.offset) as usize..(to - self.range.offset) as usize;
-        self.bytes[target]
+        self.buffer.room()[self.from..][target]
             .copy_from_slice(&content[(from - start) as usize..(to - start) as usize]);
     }
 }

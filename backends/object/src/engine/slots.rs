@@ -7,6 +7,7 @@ use volmux_core::Result;
 
 use super::frames::Contents;
 use crate::map::ObjectInfo;
+use crate::pieces::Pieces;
 use crate::seal::{BlockSeal, CONTENT, Damage, Seal};
 use crate::shared::Shared;
 
@@ -17,7 +18,7 @@ pub(crate) struct Slots {
     seal: Option<BlockSeal>,
     first: u32,
     stride: usize,
-    bytes: Bytes,
+    bytes: Pieces,
 }
 
 impl Shared {
@@ -36,7 +37,7 @@ impl Shared {
         let at = |index: u32| (u64::from(info.start) + u64::from(index)) * stride;
         let name = info.key.to_string();
         let range = at(blocks.start)..at(blocks.end);
-        let bytes = self.store.get_range(op, &name, range).await?;
+        let bytes = self.store.get_pieces(op, &name, range).await?;
         let bytes = bytes.ok_or_else(|| self.missing(op, &name))?;
         Ok(Slots::stored(&self.seal, info, blocks.start, bytes))
     }
@@ -44,7 +45,7 @@ impl Shared {
 
 impl Slots {
     /// As they are stored, from block `first` on.
-    pub(super) fn stored(seal: &Seal, info: &ObjectInfo, first: u32, bytes: Bytes) -> Slots {
+    pub(super) fn stored(seal: &Seal, info: &ObjectInfo, first: u32, bytes: Pieces) -> Slots {
         Slots {
             name: info.key.to_string(),
             seal: Some(seal.blocks(&info.key)),
@@ -60,7 +61,7 @@ impl Slots {
             seal: None,
             first: contents.first,
             stride: CONTENT,
-            bytes: contents.bytes,
+            bytes: contents.bytes.into(),
         }
     }
 
@@ -71,7 +72,7 @@ impl Slots {
 
     /// All of them, as they came.
     pub(super) fn bytes(&self) -> Bytes {
-        self.bytes.clone()
+        self.bytes.clone().into_bytes()
     }
 
     /// Verifies one block and puts its content into `out`.
@@ -84,6 +85,7 @@ impl Slots {
     ) -> Result<()> {
         let at = (index - self.first) as usize * self.stride;
         let slot = self.bytes.get(at..at + self.stride).unwrap_or_default();
+        let slot = &*slot;
         let opened = match &self.seal {
             Some(seal) => seal.open(index, slot, out),
             None if slot.len() != out.len() => Err(Damage::TooShort(slot.len())),
