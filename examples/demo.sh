@@ -161,9 +161,9 @@ guest() {
     rm -f run-*
 }
 
-# The data objects of the pool.
+# The data objects of the pool, which has no such folder once the last one is gone.
 objects() {
-    find pool/logs -path '*/d/*' -type f | sort
+    [ ! -d pool/logs ] || find pool/logs -path '*/d/*' -type f | sort
 }
 
 # The numbers of the 4 KiB blocks in a list of extents.
