@@ -83,6 +83,11 @@ $(SERVERS): .ci/servers .ci/servers.txt .ci/azurite/package-lock.json
 	$(call title,servers: install the object stores of the tests)
 	@.ci/servers $(CARGO_TARGET_DIR)/servers
 
+.PHONY: lab
+lab: ## the lab: a virtual machine with what the kernel of this one may lack
+	$(call title,lab)
+	@tests/lab/image
+
 # Built together, and with what the tests need of the dependencies, so that nothing is built again.
 .PHONY: programs
 programs:

@@ -1,0 +1,167 @@
+//! Disks of a lab.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+
+/// A disk of a lab: a raw file. The first is `/dev/vda` and `/dev/disk/by-id/virtio-lab0` inside, the
+/// second `/dev/vdb` and `/dev/disk/by-id/virtio-lab1`, and so on.
+///
+/// A power cut kills QEMU. A write that the guest's kernel has been told is done is then in the file,
+/// flushed or not; one that was under way may be there in part; what the guest still had in its memory
+/// is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    file: Option<PathBuf>,
+    bytes: Option<u64>,
+}
+
+impl Disk {
+    /// A disk of `bytes` zeros that goes away with the lab.
+    pub fn scratch(bytes: u64) -> Disk {
+        Disk {
+            file: None,
+            bytes: Some(bytes),
+        }
+    }
+
+    /// A file that holds the disk between runs. Made with `bytes` zeros if it is missing; if it is not,
+    /// its length must be that.
+    pub fn file(path: impl Into<PathBuf>, bytes: u64) -> Disk {
+        Disk {
+            file: Some(path.into()),
+            bytes: Some(bytes),
+        }
+    }
+
+    /// A file that is there, with the length that it has.
+    pub fn existing(path: impl Into<PathBuf>) -> Disk {
+        Disk {
+            file: Some(path.into()),
+            bytes: None,
+        }
+    }
+
+    /// Reads `SIZE`, `FILE:SIZE` or `FILE`. A size is a number of bytes, or has K, M, G or T after it for
+    /// powers of 1024.
+    ///
+    /// # Errors
+    /// If it is none of that.
+    pub fn parse(text: &str) -> Result<Disk, Error> {
+        if let Some(bytes) = size(text) {
+            return Ok(Disk::scratch(bytes));
+        }
+        if let Some((path, tail)) = text.rsplit_once(':') {
+            if let Some(bytes) = size(tail)
+                && !path.is_empty()
+            {
+                return Ok(Disk::file(path, bytes));
+            }
+            if !Path::new(text).exists() {
+                return Err(Error::new(format!(
+                    "--disk {text}: {tail:?} is no size: write it like 64M"
+                )));
+            }
+        }
+        if !Path::new(text).is_file() {
+            return Err(Error::new(format!(
+                "--disk {text}: no size like 64M, and no file of that name: to make one, write \
+                 {text}:SIZE"
+            )));
+        }
+        Ok(Disk::existing(text))
+    }
+
+    /// The file, made if need be; a scratch disk's is `scratch`.
+    pub(crate) fn prepare(&self, scratch: PathBuf) -> Result<PathBuf, Error> {
+        let path = self.file.clone().unwrap_or(scratch);
+        let path = std::path::absolute(&path).map_err(|error| Error::file(&path, &error))?;
+        let failed = |error| Error::file(&path, &error);
+        let Some(bytes) = self.bytes else {
+            path.metadata().map_err(failed)?;
+            return Ok(path);
+        };
+        if bytes == 0 || bytes % 512 != 0 {
+            return Err(Error::new(format!(
+                "a disk of {bytes} bytes: the size must be a multiple of 512, and not 0"
+            )));
+        }
+        match path.metadata() {
+            Ok(found) if found.len() != bytes => Err(Error::new(format!(
+                "{}: has {} bytes, not {bytes}: give the size that it has, or remove it",
+                path.display(),
+                found.len()
+            ))),
+            Ok(_) => Ok(path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let file = File::create_new(&path).map_err(failed)?;
+                file.set_len(bytes).map_err(failed)?;
+                Ok(path)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// Bytes of a text like `64M`.
+fn size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' => (&text[..text.len() - 1], 10),
+        b'M' => (&text[..text.len() - 1], 20),
+        b'G' => (&text[..text.len() - 1], 30),
+        b'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_read() {
+        assert_eq!(Disk::parse("64M"), Ok(Disk::scratch(64 << 20)));
+        assert_eq!(Disk::parse("4096"), Ok(Disk::scratch(4096)));
+        assert_eq!(
+            Disk::parse("/var/tmp/a:b:1G"),
+            Ok(Disk::file("/var/tmp/a:b", 1 << 30))
+        );
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        assert_eq!(Disk::parse(here), Ok(Disk::existing(here)));
+        for wrong in [
+            "",
+            "M",
+            "12X",
+            ":4M",
+            "/no/such",
+            "/no/such:4x",
+            "-1",
+            "99999999T",
+        ] {
+            assert!(Disk::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn files_are_made_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("disk");
+        let disk = Disk::file(&path, 1024);
+        assert_eq!(disk.prepare("/none".into()), Ok(path.clone()));
+        std::fs::write(&path, [7; 1024]).expect("write");
+        assert_eq!(disk.prepare("/none".into()), Ok(path.clone()));
+        assert_eq!(std::fs::read(&path).expect("read"), [7; 1024]);
+        for wrong in [
+            Disk::file(&path, 2048),
+            Disk::scratch(0),
+            Disk::scratch(700),
+        ] {
+            assert!(wrong.prepare("/none".into()).is_err(), "{wrong:?}");
+        }
+    }
+}
