@@ -9,8 +9,8 @@ use crate::Error;
 /// second `/dev/vdb` and `/dev/disk/by-id/virtio-lab1`, and so on.
 ///
 /// A power cut kills QEMU. A write that the guest's kernel has been told is done is then in the file,
-/// flushed or not; one that was under way may be there in part; what the guest still had in its memory
-/// is lost.
+/// flushed or not, unless the disks are [volatile](crate::Lab::volatile); one that was under way may be
+/// there in part; what the guest still had in its memory is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     file: Option<PathBuf>,

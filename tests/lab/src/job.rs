@@ -36,6 +36,11 @@ impl Job {
         })
     }
 
+    /// Where QEMU runs.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// What the guest sees of it.
     pub(crate) fn shown(&self) -> PathBuf {
         self.directory.path().join("job")

@@ -15,6 +15,7 @@ pub struct Lab {
     pub(crate) disks: Vec<Disk>,
     pub(crate) shares: Vec<PathBuf>,
     pub(crate) environment: Vec<(OsString, OsString)>,
+    pub(crate) volatile: bool,
     pub(crate) memory: u64,
     pub(crate) time: Duration,
 }
@@ -47,6 +48,7 @@ impl Lab {
             environment: std::env::vars_os()
                 .filter(|(name, _)| passed(name) && is_name(name))
                 .collect(),
+            volatile: false,
             memory: Lab::MEMORY,
             time: Lab::TIME,
         }
@@ -56,6 +58,14 @@ impl Lab {
     #[must_use]
     pub fn disk(mut self, disk: Disk) -> Lab {
         self.disks.push(disk);
+        self
+    }
+
+    /// Gives the disks a write cache that a power cut empties: all is lost that was written after the
+    /// last flush. Without this, all stays that the guest's kernel has been told is written.
+    #[must_use]
+    pub fn volatile(mut self) -> Lab {
+        self.volatile = true;
         self
     }
 

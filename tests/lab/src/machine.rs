@@ -1,15 +1,20 @@
 //! The QEMU process and its lines.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::{Duration, Instant};
 
 use crate::job::Job;
 use crate::{Error, Lab};
+
+/// How long a disk's cache may take to be there.
+const CACHE: Duration = Duration::from_secs(30);
 
 /// What comes from a guest.
 #[derive(Debug)]
@@ -25,11 +30,11 @@ pub(crate) enum Message {
 /// A QEMU that runs. Dropping it pulls its plug.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    qemu: Child,
+    /// What holds the disks' write caches. Killed first: with QEMU gone they would be written back.
+    caches: Vec<Kept>,
+    qemu: Kept,
     /// Closed once QEMU has ended and all is read.
     pub(crate) messages: Receiver<Message>,
-    /// Ends the thread that QEMU's life hangs on.
-    _keeper: Sender<()>,
 }
 
 impl Machine {
@@ -40,35 +45,40 @@ impl Machine {
         job: &Job,
         disks: &[PathBuf],
     ) -> Result<Machine, Error> {
+        let mut caches = Vec::new();
+        if lab.volatile {
+            for (number, path) in disks.iter().enumerate() {
+                caches.push(start_cache(job, number, path)?);
+            }
+        }
         let (status, status_end) = pair()?;
         let (out, out_end) = pair()?;
         let (err, err_end) = pair()?;
-        let mut command = Command::new("setpriv");
+        let mut command = kept("qemu-system-x86_64");
         command
-            .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
             .args(arguments(lab, image, job, disks))
+            .current_dir(job.path())
             .stdin(Stdio::from(status_end))
             .stdout(Stdio::from(out_end))
             .stderr(Stdio::from(err_end));
-        let (qemu, keeper) = start_kept(command)?;
+        let qemu = Kept::start(command)?;
         // What the guest prints waits for whoever reads it.
         let (sender, messages) = sync_channel(64);
         read_from(status, sender.clone(), Message::Status);
         read_from(out, sender.clone(), Message::Out);
         read_from(err, sender, Message::Err);
         Ok(Machine {
+            caches,
             qemu,
             messages,
-            _keeper: keeper,
         })
     }
 
-    /// Pulls the plug, and returns when QEMU has let go of its files.
+    /// Pulls the plug, and returns when nothing holds the disks any more.
     pub(crate) fn kill(&mut self) -> Result<(), Error> {
-        // Fails only if it has ended.
-        let _ = self.qemu.kill();
-        let ended = self.qemu.wait();
-        ended.map_err(|error| Error::new(format!("waiting for QEMU: {error}")))?;
+        for process in self.caches.iter_mut().chain([&mut self.qemu]) {
+            process.kill()?;
+        }
         Ok(())
     }
 }
@@ -80,31 +90,106 @@ impl Drop for Machine {
     }
 }
 
+/// Serves a disk through a cache that holds what is written until the guest flushes it.
+fn start_cache(job: &Job, number: usize, path: &Path) -> Result<Kept, Error> {
+    let ready = job.path().join(socket(number));
+    let log = File::create(job.path().join("nbdkit.log"));
+    let log = log.map_err(|error| Error::file(job.path(), &error))?;
+    let mut command = kept("nbdkit");
+    command
+        .args(["--foreground", "--filter=cache", "--unix"])
+        // A path in full may be too long for a socket's name.
+        .arg(Path::new("/proc/self/cwd").join(socket(number)))
+        .arg("file")
+        .arg(list(&[&"file=", &path]))
+        .args(["cache=writeback", "cache-min-block-size=4096"])
+        .env("TMPDIR", job.path())
+        .current_dir(job.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(log));
+    let mut cache = Kept::start(command)?;
+    let start = Instant::now();
+    while !ready.exists() {
+        if cache.has_ended() || start.elapsed() > CACHE {
+            // What it said tells more than that it can't be read.
+            let said = std::fs::read_to_string(job.path().join("nbdkit.log")).unwrap_or_default();
+            return Err(Error::new(format!("nbdkit does not serve a disk: {said}")));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(cache)
+}
+
+/// The name of a disk's socket.
+fn socket(number: usize) -> String {
+    format!("disk{number}.socket")
+}
+
 fn pair() -> Result<(UnixStream, OwnedFd), Error> {
     let pair = UnixStream::pair();
     let (ours, theirs) = pair.map_err(|error| Error::new(format!("a pair of sockets: {error}")))?;
     Ok((ours, theirs.into()))
 }
 
-/// A process that asks to be killed with its parent is killed with the thread that started it. So that
-/// threads may come and go here, one of its own starts it, and stays until the sender is dropped.
-fn start_kept(mut command: Command) -> Result<(Child, Sender<()>), Error> {
-    let (keeper, kept) = channel::<()>();
-    let (sender, started) = channel();
-    let thread = std::thread::Builder::new().name("lab".into());
-    let thread = thread.spawn(move || {
-        let child = command.spawn();
-        // Only a child's own end closes the sockets: this process must hold no copy.
-        drop(command);
-        if sender.send(child).is_ok() {
-            let _ = kept.recv();
+/// A program that is killed with whoever started it.
+fn kept(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
+/// A process that ends with this one. Dropping it kills it.
+#[derive(Debug)]
+struct Kept {
+    child: Child,
+    /// Ends the thread that the child's life hangs on.
+    _keeper: Sender<()>,
+}
+
+impl Kept {
+    /// Who asks to be killed with its parent is killed with the thread that started it. So that
+    /// threads may come and go here, one of its own starts it, and stays until this is dropped.
+    fn start(mut command: Command) -> Result<Kept, Error> {
+        let (keeper, kept) = channel::<()>();
+        let (sender, started) = channel();
+        let thread = std::thread::Builder::new().name("lab".into());
+        let thread = thread.spawn(move || {
+            let child = command.spawn();
+            // Only the child's own end closes the sockets: this process must hold no copy.
+            drop(command);
+            if sender.send(child).is_ok() {
+                let _ = kept.recv();
+            }
+        });
+        thread.map_err(|error| Error::new(format!("a thread for a process: {error}")))?;
+        match started.recv() {
+            Ok(Ok(child)) => Ok(Kept {
+                child,
+                _keeper: keeper,
+            }),
+            Ok(Err(error)) => Err(Error::new(format!("setpriv: {error}; run .ci/setup"))),
+            Err(_) => Err(Error::new("the thread that starts a process ended")),
         }
-    });
-    thread.map_err(|error| Error::new(format!("a thread for QEMU: {error}")))?;
-    match started.recv() {
-        Ok(Ok(child)) => Ok((child, keeper)),
-        Ok(Err(error)) => Err(Error::new(format!("setpriv: {error}; run .ci/setup"))),
-        Err(_) => Err(Error::new("the thread that starts QEMU ended")),
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn kill(&mut self) -> Result<(), Error> {
+        // Fails only if it has ended.
+        let _ = self.child.kill();
+        let ended = self.child.wait();
+        ended.map_err(|error| Error::new(format!("waiting for a process: {error}")))?;
+        Ok(())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Nobody is left to be told.
+        let _ = self.kill();
     }
 }
 
@@ -143,7 +228,7 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[PathBuf]) -> Vec<OsStr
     let memory = format!("{}M", lab.memory >> 20);
     // An oops ends the guest: what runs after one proves nothing. What watches for lost time finds
     // nothing but a host that is busy.
-    let kernel = "console=ttyS0 panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog \
+    let kernel = "console=ttyS0 panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog cryptomgr.notests no_timer_check tsc=reliable \
          workqueue.watchdog_thresh=0 rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on";
     let mut arguments: Vec<OsString> = [
         "-machine",
@@ -191,11 +276,15 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[PathBuf]) -> Vec<OsStr
     }
     for (number, path) in disks.iter().enumerate() {
         // Only QEMU is ever killed, not its host, so the host's cache is as durable as a disk.
-        let start = format!(
-            "driver=raw,node-name=lab{number},cache.no-flush=on,discard=unmap,file.driver=file,\
-             file.discard=unmap,file.cache.no-flush=on,file.filename="
-        );
-        add("-blockdev", list(&[&start, &escaped(path)]));
+        let start = format!("node-name=lab{number},discard=unmap,cache.no-flush=");
+        let backend = if lab.volatile {
+            let socket = socket(number);
+            format!("{start}off,driver=nbd,server.type=unix,server.path={socket}").into()
+        } else {
+            let start = format!("{start}on,driver=file,filename=");
+            list(&[&start, &escaped(path)])
+        };
+        add("-blockdev", backend);
         let device = format!("virtio-blk-pci,drive=lab{number},serial=lab{number},discard=on");
         add("-device", device.into());
     }

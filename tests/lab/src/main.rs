@@ -21,6 +21,9 @@ struct Options {
     /// made with FILE:SIZE. /dev/vda, /dev/vdb… and /dev/disk/by-id/virtio-lab0…
     #[arg(long, value_name = "SIZE|FILE[:SIZE]", value_parser = Disk::parse)]
     disk: Vec<Disk>,
+    /// Give the disks a write cache, of which a power cut loses what was not flushed
+    #[arg(long)]
+    volatile: bool,
     /// A directory that can be written to from inside, at the same path
     #[arg(long, value_name = "DIR")]
     share: Vec<PathBuf>,
@@ -96,6 +99,9 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<u8, Error> {
     end_with_caller();
     let mut lab = Lab::new().memory(options.memory << 20).time(options.time);
+    if options.volatile {
+        lab = lab.volatile();
+    }
     for disk in &options.disk {
         lab = lab.disk(disk.clone());
     }
