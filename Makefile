@@ -25,6 +25,7 @@ CARGO_TARGET_DIR ?= target
 DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
 SERVERS := $(CARGO_TARGET_DIR)/servers/ready
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
+LAB_LOG := $(CARGO_TARGET_DIR)/lab.log
 title = @printf '\n==== %s\n' '$(1)'
 
 .PHONY: help
@@ -44,10 +45,10 @@ demo: setup ## show the whole life of a volume, on a pool in a temporary directo
 
 # The short steps come first, the tests last: what fails early costs little.
 .PHONY: check
-check: setup fmt clippy docs licences lifecycle check-serve check-demo fuzz check-sim test-all ## everything that must hold before a commit lands
+check: setup fmt clippy docs licences lifecycle check-serve check-demo fuzz check-sim check-lab test-all ## everything that must hold before a commit lands
 	$(call title,check: all passed)
 	@awk '/^test result:/ { p += $$4; f += $$6; i += $$8 } \
-	    END { printf "%d passed, %d failed, %d skipped\n", p, f, i; exit p == 0 }' $(TEST_LOG)
+	    END { printf "%d passed, %d failed, %d skipped\n", p, f, i; exit p == 0 }' $(LAB_LOG) $(TEST_LOG)
 
 .PHONY: fmt
 fmt: ## formatting
@@ -82,11 +83,6 @@ servers: $(SERVERS) ## install the object stores that the tests start
 $(SERVERS): .ci/servers .ci/servers.txt .ci/azurite/package-lock.json
 	$(call title,servers: install the object stores of the tests)
 	@.ci/servers $(CARGO_TARGET_DIR)/servers
-
-.PHONY: lab
-lab: ## the lab: a virtual machine with what the kernel of this one may lack
-	$(call title,lab)
-	@tests/lab/image
 
 # Built together, and with what the tests need of the dependencies, so that nothing is built again.
 .PHONY: programs
@@ -157,18 +153,31 @@ check-sim:
 	@cargo build --locked --profile sim -p volmux-sim
 	@$(SIM) --seeds $(CHECK_SEEDS)
 
+# A virtual machine boots for nearly each of these tests, and uses both processors.
+IN_LAB := volmux-lab
+
+.PHONY: lab
+lab: ## the lab: a virtual machine with what this machine's kernel may lack (tests/lab/run --help)
+	$(call title,lab)
+	@tests/lab/image
+
+.PHONY: check-lab
+check-lab: lab ## the tests that need the lab
+	$(call title,tests in the lab)
+	@cargo test --locked $(addprefix -p ,$(IN_LAB)) 2>&1 | tee $(LAB_LOG)
+
 .PHONY: test-all
-test-all: $(SERVERS) ## all tests, documentation examples included
+test-all: $(SERVERS) ## all other tests, documentation examples included
 	$(call title,tests)
 	@mkdir -p $(CARGO_TARGET_DIR)
-	@cargo test --locked --workspace 2>&1 | tee $(TEST_LOG)
+	@cargo test --locked --workspace $(addprefix --exclude ,$(IN_LAB)) 2>&1 | tee $(TEST_LOG)
 
 # Doctests, guests and what kills, or runs long random sequences, are left to the full run.
 .PHONY: test
 test: $(SERVERS) ## the quick tests, in a few minutes
 	$(call title,quick tests)
-	@cargo test --locked --workspace --exclude volmux-guest --lib --bins --tests -- \
-	    --skip survives_every_kill --skip does_what_the_model_does
+	@cargo test --locked --workspace --exclude volmux-guest $(addprefix --exclude ,$(IN_LAB)) \
+	    --lib --bins --tests -- --skip survives_every_kill --skip does_what_the_model_does
 
 .PHONY: bench-dir
 bench-dir: setup ## directory pools against cp, qemu-img and a plain directory scan (root)

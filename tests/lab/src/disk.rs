@@ -1,6 +1,6 @@
 //! Disks of a lab.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
@@ -26,8 +26,8 @@ impl Disk {
         }
     }
 
-    /// A file that holds the disk between runs. Made with `bytes` zeros if it is missing; if it is not,
-    /// its length must be that.
+    /// A file that holds the disk between runs. Made with `bytes` zeros if it is missing or
+    /// empty; if it is not, its length must be that.
     pub fn file(path: impl Into<PathBuf>, bytes: u64) -> Disk {
         Disk {
             file: Some(path.into()),
@@ -73,35 +73,50 @@ impl Disk {
         Ok(Disk::existing(text))
     }
 
-    /// The file, made if need be; a scratch disk's is `scratch`.
-    pub(crate) fn prepare(&self, scratch: PathBuf) -> Result<PathBuf, Error> {
+    /// The file, made if need be, and held against other labs; a scratch disk's is `scratch`.
+    pub(crate) fn take(&self, scratch: PathBuf) -> Result<Taken, Error> {
         let path = self.file.clone().unwrap_or(scratch);
         let path = std::path::absolute(&path).map_err(|error| Error::file(&path, &error))?;
         let failed = |error| Error::file(&path, &error);
-        let Some(bytes) = self.bytes else {
-            path.metadata().map_err(failed)?;
-            return Ok(path);
-        };
-        if bytes == 0 || bytes % 512 != 0 {
+        let mut options = File::options();
+        options.read(true).write(true).create(self.bytes.is_some());
+        let file = options.open(&path).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?;
+        let shown = path.display();
+        if !found.is_file() {
+            return Err(Error::new(format!("{shown}: a disk must be a file")));
+        }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(format!("{shown}: another lab uses this disk")));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let bytes = self.bytes.unwrap_or(found.len());
+        if bytes == 0 || !bytes.is_multiple_of(512) {
             return Err(Error::new(format!(
-                "a disk of {bytes} bytes: the size must be a multiple of 512, and not 0"
+                "{shown}: a disk of {bytes} bytes: the size must be a multiple of 512, and not 0"
             )));
         }
-        match path.metadata() {
-            Ok(found) if found.len() != bytes => Err(Error::new(format!(
-                "{}: has {} bytes, not {bytes}: give the size that it has, or remove it",
-                path.display(),
-                found.len()
-            ))),
-            Ok(_) => Ok(path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let file = File::create_new(&path).map_err(failed)?;
-                file.set_len(bytes).map_err(failed)?;
-                Ok(path)
+        match found.len() {
+            0 => file.set_len(bytes).map_err(failed)?,
+            length if length != bytes => {
+                return Err(Error::new(format!(
+                    "{shown}: has {length} bytes, not {bytes}: give the size that it has, or remove it"
+                )));
             }
-            Err(error) => Err(failed(error)),
+            _ => {}
         }
+        Ok(Taken { path, _lock: file })
     }
+}
+
+/// The file of a disk, of which no other lab makes a disk as long as this is kept.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) path: PathBuf,
+    _lock: File,
 }
 
 /// Bytes of a text like `64M`.
@@ -148,20 +163,29 @@ mod tests {
     }
 
     #[test]
-    fn files_are_made_once() {
+    fn files_are_made_once_and_used_once_at_a_time() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("disk");
         let disk = Disk::file(&path, 1024);
-        assert_eq!(disk.prepare("/none".into()), Ok(path.clone()));
+        let taken = disk.take("/none".into()).expect("a disk");
+        assert_eq!(taken.path, path);
+        let refused = disk.take("/none".into()).expect_err("it is taken");
+        assert!(refused.to_string().contains("another lab"), "{refused}");
+        drop(taken);
         std::fs::write(&path, [7; 1024]).expect("write");
-        assert_eq!(disk.prepare("/none".into()), Ok(path.clone()));
+        disk.take("/none".into()).expect("a disk");
         assert_eq!(std::fs::read(&path).expect("read"), [7; 1024]);
-        for wrong in [
-            Disk::file(&path, 2048),
-            Disk::scratch(0),
-            Disk::scratch(700),
+
+        let scratch = directory.path().join("scratch");
+        for (wrong, why) in [
+            (Disk::file(&path, 2048), "has 1024 bytes"),
+            (Disk::scratch(0), "multiple of 512"),
+            (Disk::scratch(700), "multiple of 512"),
+            (Disk::existing("/no/such"), "No such file"),
+            (Disk::existing("/dev/null"), "must be a file"),
         ] {
-            assert!(wrong.prepare("/none".into()).is_err(), "{wrong:?}");
+            let refused = wrong.take(scratch.clone()).expect_err(why);
+            assert!(refused.to_string().contains(why), "{refused}");
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::job::Job;
 use crate::machine::Machine;
 use crate::{Disk, Error, Running};
 
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// A virtual machine that is described, but does not run. It boots anew for each command.
 #[derive(Clone, Debug)]
 pub struct Lab {
@@ -120,6 +122,9 @@ impl Lab {
         if lab.memory < 256 << 20 {
             return Err(Error::new("a lab needs 256M of memory at least"));
         }
+        if lab.time > LONGEST {
+            return Err(Error::new("a lab may run for a week at most"));
+        }
         for share in &mut lab.shares {
             let path =
                 std::fs::canonicalize(&*share).map_err(|error| Error::file(share, &error))?;
@@ -134,10 +139,10 @@ impl Lab {
         let job = Job::new(&image.with_file_name("runs"))?;
         let mut disks = Vec::new();
         for (number, disk) in lab.disks.iter().enumerate() {
-            disks.push(disk.prepare(job.scratch(number))?);
+            disks.push(disk.take(job.scratch(number))?);
         }
         job.write(&lab, &kernel, &command)?;
-        let machine = Machine::start(&lab, &image, &job, &disks)?;
+        let machine = Machine::start(&lab, &image, &job, disks)?;
         Ok(Running::new(machine, job, lab.time))
     }
 }

@@ -38,7 +38,8 @@ use std::path::Path;
 pub struct Error(String);
 
 impl Error {
-    pub(crate) fn new(what: impl Into<String>) -> Error {
+    /// With a text for people.
+    pub fn new(what: impl Into<String>) -> Error {
         Error(what.into())
     }
 

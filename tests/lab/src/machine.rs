@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
+use crate::disk::Taken;
 use crate::job::Job;
 use crate::{Error, Lab};
 
@@ -33,6 +34,7 @@ pub(crate) struct Machine {
     /// What holds the disks' write caches. Killed first: with QEMU gone they would be written back.
     caches: Vec<Kept>,
     qemu: Kept,
+    disks: Vec<Taken>,
     /// Closed once QEMU has ended and all is read.
     pub(crate) messages: Receiver<Message>,
 }
@@ -43,12 +45,12 @@ impl Machine {
         lab: &Lab,
         image: &Path,
         job: &Job,
-        disks: &[PathBuf],
+        disks: Vec<Taken>,
     ) -> Result<Machine, Error> {
         let mut caches = Vec::new();
         if lab.volatile {
-            for (number, path) in disks.iter().enumerate() {
-                caches.push(start_cache(job, number, path)?);
+            for (number, disk) in disks.iter().enumerate() {
+                caches.push(start_cache(job, number, &disk.path)?);
             }
         }
         let (status, status_end) = pair()?;
@@ -56,7 +58,7 @@ impl Machine {
         let (err, err_end) = pair()?;
         let mut command = kept("qemu-system-x86_64");
         command
-            .args(arguments(lab, image, job, disks))
+            .args(arguments(lab, image, job, &disks))
             .current_dir(job.path())
             .stdin(Stdio::from(status_end))
             .stdout(Stdio::from(out_end))
@@ -70,6 +72,7 @@ impl Machine {
         Ok(Machine {
             caches,
             qemu,
+            disks,
             messages,
         })
     }
@@ -79,6 +82,8 @@ impl Machine {
         for process in self.caches.iter_mut().chain([&mut self.qemu]) {
             process.kill()?;
         }
+        // Now others may take them.
+        self.disks.clear();
         Ok(())
     }
 }
@@ -224,7 +229,7 @@ fn list(parts: &[&dyn AsRef<std::ffi::OsStr>]) -> OsString {
     })
 }
 
-fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[PathBuf]) -> Vec<OsString> {
+fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsString> {
     let memory = format!("{}M", lab.memory >> 20);
     // An oops ends the guest: what runs after one proves nothing. What watches for lost time finds
     // nothing but a host that is busy.
@@ -274,7 +279,7 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[PathBuf]) -> Vec<OsStr
     for (number, path) in lab.shares.iter().enumerate() {
         directory(&format!("share{number}"), path, ",security_model=none");
     }
-    for (number, path) in disks.iter().enumerate() {
+    for (number, disk) in disks.iter().enumerate() {
         // Only QEMU is ever killed, not its host, so the host's cache is as durable as a disk.
         let start = format!("node-name=lab{number},discard=unmap,cache.no-flush=");
         let backend = if lab.volatile {
@@ -282,7 +287,7 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[PathBuf]) -> Vec<OsStr
             format!("{start}off,driver=nbd,server.type=unix,server.path={socket}").into()
         } else {
             let start = format!("{start}on,driver=file,filename=");
-            list(&[&start, &escaped(path)])
+            list(&[&start, &escaped(&disk.path)])
         };
         add("-blockdev", backend);
         let device = format!("virtio-blk-pci,drive=lab{number},serial=lab{number},discard=on");

@@ -98,7 +98,9 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<u8, Error> {
     end_with_caller();
-    let mut lab = Lab::new().memory(options.memory << 20).time(options.time);
+    let mut lab = Lab::new()
+        .memory(options.memory.saturating_mul(1 << 20))
+        .time(options.time);
     if options.volatile {
         lab = lab.volatile();
     }
@@ -110,6 +112,12 @@ fn run(options: &Options) -> Result<u8, Error> {
     }
     for (name, value) in &options.env {
         lab = lab.env(name, value);
+    }
+    if let Some(path) = options.kill_file.as_ref().filter(|path| path.exists()) {
+        let path = path.display();
+        return Err(Error::new(format!(
+            "--kill-file {path}: is there already: remove it"
+        )));
     }
     let mut running = lab.run(&options.command)?;
     let end = follow(&mut running, options)?;
@@ -148,6 +156,11 @@ fn end_with_caller() {
     }
 }
 
+/// None for a time that never comes.
+fn from_now(time: Duration) -> Option<Instant> {
+    Instant::now().checked_add(time)
+}
+
 /// Passes on what the command writes, until the end.
 fn follow(running: &mut Running, options: &Options) -> Result<End, Error> {
     let mut cut_at = None;
@@ -157,7 +170,7 @@ fn follow(running: &mut Running, options: &Options) -> Result<End, Error> {
             running.cut_power()?;
         }
         match running.event(Duration::from_millis(20))? {
-            Event::Ready => cut_at = options.kill_after.map(|after| Instant::now() + after),
+            Event::Ready => cut_at = options.kill_after.and_then(from_now),
             // Whoever read it may have gone; the status is still of use.
             Event::Out(bytes) => {
                 let mut out = std::io::stdout();

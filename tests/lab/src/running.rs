@@ -222,6 +222,11 @@ impl Running {
         }
     }
 
+    /// What the command has written to its standard error, as far as it came while lines were read.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
     /// Takes one event, and keeps what was printed.
     fn step(&mut self) -> Result<(), Error> {
         match self.event(Duration::from_secs(3600))? {
@@ -233,10 +238,10 @@ impl Running {
     }
 
     fn ended_early(&self, when: &str) -> Error {
-        let stderr = String::from_utf8_lossy(&self.stderr);
         Error::new(format!(
-            "the lab ended {when}: {:?}\n{stderr}\nthe kernel printed:\n{}",
+            "the lab ended {when}: {:?}\n{}\nthe kernel printed:\n{}",
             self.end,
+            self.stderr(),
             self.console()
         ))
     }
