@@ -62,7 +62,8 @@ fn a_command_runs_as_if_it_were_here() {
     let inside = "\
         cat mine; echo changed >mine; cat mine; echo \"$PLANET $1\"; id -u; echo trouble >&2
         echo from the guest >\"$2/file\"; blockdev --getsize64 /dev/vda
-        readlink -f /dev/disk/by-id/virtio-lab1; busybox ping -c 1 127.0.0.1 >/dev/null && echo loopback
+        readlink -f /dev/disk/by-id/virtio-lab1
+        busybox ping -c 1 127.0.0.1 >/dev/null && echo loopback
         echo again >/dev/stderr; exit 7";
     let (code, stdout, stderr) = output(
         lab()
@@ -248,14 +249,21 @@ fn two_run_at_once() {
     }
 }
 
-/// Writes numbered blocks, tells of each once it is durable, and is cut in the midst of it. Before, one
-/// block is written far behind them, and never flushed.
+/// Writes numbered blocks, tells of each once it is durable, and is cut in the midst of it.
+/// Before, one block is written far behind them, and never flushed.
 fn blocks_after_power_cut(lab: &Lab) -> Done {
     let mut running = lab
-        .run(["sh", "-euc", "
+        .run([
+            "sh",
+            "-euc",
+            "
             write() { dd of=/dev/vda bs=4096 seek=$1 count=1 status=none conv=sync,notrunc$2; }
             echo unflushed | dd of=/dev/vda oflag=direct bs=4096 seek=1000 conv=sync status=none
-            n=0; while [ $n -lt 900 ]; do n=$((n + 1)); echo block $n | write $n ,fsync; echo $n; done"])
+            n=0
+            while [ $n -lt 900 ]; do
+                n=$((n + 1)); echo block $n | write $n ,fsync; echo $n
+            done",
+        ])
         .expect("a lab");
     read_until(&mut running, "25");
     running.cut_power().expect("a power cut");

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// A disk of a lab: a raw file. The first is `/dev/vda` and `/dev/disk/by-id/virtio-lab0` inside, the
-/// second `/dev/vdb` and `/dev/disk/by-id/virtio-lab1`, and so on.
+/// A disk of a lab: a raw file. The first is `/dev/vda` and `/dev/disk/by-id/virtio-lab0` inside,
+/// the second `/dev/vdb` and `/dev/disk/by-id/virtio-lab1`, and so on.
 ///
-/// A power cut kills QEMU. A write that the guest's kernel has been told is done is then in the file,
-/// flushed or not, unless the disks are [volatile](crate::Lab::volatile); one that was under way may be
-/// there in part; what the guest still had in its memory is lost.
+/// A power cut kills QEMU. A write that the guest's kernel has been told is done is then in the
+/// file, flushed or not, unless the disks are [volatile](crate::Lab::volatile); one that was
+/// under way may be there in part; what the guest still had in its memory is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     file: Option<PathBuf>,
@@ -43,8 +43,8 @@ impl Disk {
         }
     }
 
-    /// Reads `SIZE`, `FILE:SIZE` or `FILE`. A size is a number of bytes, or has K, M, G or T after it for
-    /// powers of 1024.
+    /// Reads `SIZE`, `FILE:SIZE` or `FILE`. A size is a number of bytes, or has K, M, G or T
+    /// after it for powers of 1024.
     ///
     /// # Errors
     /// If it is none of that.
@@ -103,7 +103,7 @@ impl Disk {
             0 => file.set_len(bytes).map_err(failed)?,
             length if length != bytes => {
                 return Err(Error::new(format!(
-                    "{shown}: has {length} bytes, not {bytes}: give the size that it has, or remove it"
+                    "{shown}: has {length} bytes, not {bytes}: give the size it has, or remove it"
                 )));
             }
             _ => {}

@@ -34,8 +34,8 @@ impl Lab {
     /// How long a lab may run if nothing else is said.
     pub const TIME: Duration = Duration::from_secs(600);
 
-    /// A lab without disks. Its commands get the caller's variables `PATH`, `HOME`, `TERM`, and those
-    /// that begin with `CARGO`, `RUST` or `VOLMUX`.
+    /// A lab without disks. Its commands get the caller's variables `PATH`, `HOME`, `TERM`, and
+    /// those that begin with `CARGO`, `RUST` or `VOLMUX`.
     pub fn new() -> Lab {
         let passed = |name: &OsStr| {
             let name = name.to_string_lossy();
@@ -63,8 +63,8 @@ impl Lab {
         self
     }
 
-    /// Gives the disks a write cache that a power cut empties: all is lost that was written after the
-    /// last flush. Without this, all stays that the guest's kernel has been told is written.
+    /// Gives the disks a write cache that a power cut empties: all is lost that was written after
+    /// the last flush. Without this, all stays that the guest's kernel has been told is written.
     #[must_use]
     pub fn volatile(mut self) -> Lab {
         self.volatile = true;

@@ -1,5 +1,6 @@
-//! The lab: a virtual machine that boots Debian's kernel in seconds, without KVM, and sees the whole
-//! file system of its host. It has what the kernel of a test machine may lack: device-mapper, NBD, NFS.
+//! The lab: a virtual machine that boots Debian's kernel in seconds, without KVM, and sees the
+//! whole file system of its host. It has what the kernel of a test machine may lack:
+//! device-mapper, NBD, NFS.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), volmux_lab::Error> {
@@ -16,10 +17,10 @@
 //! # }
 //! ```
 //!
-//! Inside, the command runs as root in the directory and with the `PATH` of its caller. What it writes
-//! is kept in memory and forgotten, but for [disks](Disk) and [shared directories](Lab::share). QEMU
-//! ends with the program that started it, however that ends. User space is 10 to 20 times slower than
-//! on the host.
+//! Inside, the command runs as root in the directory and with the `PATH` of its caller. What it
+//! writes is kept in memory and forgotten, but for [disks](Disk) and [shared
+//! directories](Lab::share). QEMU ends with the program that started it, however that ends. User
+//! space is 10 to 20 times slower than on the host.
 
 mod disk;
 mod job;

@@ -233,8 +233,9 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsStrin
     let memory = format!("{}M", lab.memory >> 20);
     // An oops ends the guest: what runs after one proves nothing. What watches for lost time finds
     // nothing but a host that is busy.
-    let kernel = "console=ttyS0 panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog cryptomgr.notests no_timer_check tsc=reliable \
-         workqueue.watchdog_thresh=0 rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on";
+    let kernel = "console=ttyS0 panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog \
+                  cryptomgr.notests no_timer_check tsc=reliable workqueue.watchdog_thresh=0 \
+                  rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on";
     let mut arguments: Vec<OsString> = [
         "-machine",
         "q35",

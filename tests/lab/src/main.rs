@@ -17,8 +17,8 @@ use volmux_lab::{Disk, End, Error, Event, Lab, Running};
 #[derive(Debug, Parser)]
 #[command(name = "tests/lab/run", after_help = STATUS)]
 struct Options {
-    /// A disk: of SIZE bytes (64M, 1G) for this run, or FILE, which is kept; a FILE that is missing is
-    /// made with FILE:SIZE. /dev/vda, /dev/vdb… and /dev/disk/by-id/virtio-lab0…
+    /// A disk: of SIZE bytes (64M, 1G) for this run, or FILE, which is kept; a FILE that is
+    /// missing is made with FILE:SIZE. /dev/vda, /dev/vdb… and /dev/disk/by-id/virtio-lab0…
     #[arg(long, value_name = "SIZE|FILE[:SIZE]", value_parser = Disk::parse)]
     disk: Vec<Disk>,
     /// Give the disks a write cache, of which a power cut loses what was not flushed
