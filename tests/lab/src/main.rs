@@ -15,7 +15,7 @@ use volmux_lab::{Disk, End, Error, Event, Lab, Running};
 /// The command runs in the current directory. What it writes is forgotten, but for disks and shared
 /// directories. The virtual machine ends with its caller.
 #[derive(Debug, Parser)]
-#[command(name = "tests/lab/run", after_help = STATUS)]
+#[command(bin_name = "tests/lab/run", after_help = STATUS)]
 struct Options {
     /// A disk: of SIZE bytes (64M, 1G) for this run, or FILE, which is kept; a FILE that is
     /// missing is made with FILE:SIZE. /dev/vda, /dev/vdb… and /dev/disk/by-id/virtio-lab0…
