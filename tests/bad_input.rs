@@ -144,7 +144,13 @@ fn opening_and_looking_make_no_pool() {
 fn as_other_user(fs: &LoopFs, root: &Path) -> Vec<String> {
     // From a place that everybody can reach; the build's own folder may not be one.
     let program = fs.path().join("open-pool");
-    std::fs::copy(env!("CARGO_BIN_EXE_open-pool"), &program).expect("copy");
+    // Written by another process: what this one writes, a child that another test starts at the
+    // same time has open for writing too, and then it can't be run.
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_open-pool"))
+        .arg(&program)
+        .status();
+    assert!(copied.expect("cp").success());
     for path in [fs.path(), &program] {
         let mode = PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(path, mode).expect("mode");

@@ -199,7 +199,9 @@ fn a_volume_is_not_opened_without_room_for_its_journal() {
         drop(plain);
         lab.free();
         let journaled = device(&lab.in_journal(), "web").await.expect("room");
-        assert_eq!(lab.files().len(), 1);
+        // A second one may be there for a moment, until it shows that there is no room for it.
+        let files = lab.files().into_iter();
+        assert_eq!(files.filter(|path| is_whole(path)).count(), 1);
         holds(&*journaled, 0, 1).await;
         flushed(&*journaled, 1, 2).await;
     });
