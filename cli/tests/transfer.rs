@@ -128,6 +128,7 @@ fn progress_is_shown_on_a_terminal_only() {
         command.args(["-qec", &line, "/dev/null"]);
         command
             .current_dir(place.path(""))
+            .env("TERM", "xterm")
             .env("VOLMUX_POOL", place.url());
         let output = command.output().expect("script");
         assert!(output.status.success(), "{output:?}");
