@@ -1,0 +1,2 @@
+//! LVM pools: `lvm://group/pool`, thin volumes in a thin pool, and `lvm://group`, thick volumes in a
+//! volume group.
