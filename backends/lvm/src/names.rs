@@ -54,6 +54,8 @@ pub enum Hidden {
     Revert,
     /// The content that a volume had before.
     Old,
+    /// The moment of a volume that is being copied.
+    Copy,
     /// Extents that are zeroed before a thick volume grows by them.
     Zero,
 }
@@ -64,6 +66,7 @@ impl Hidden {
         let what = match self {
             Hidden::Revert => "revert",
             Hidden::Old => "old",
+            Hidden::Copy => "copy",
             Hidden::Zero => "zero",
         };
         format!("{HIDDEN}{what}-{id}")
