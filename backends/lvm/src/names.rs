@@ -78,6 +78,12 @@ pub fn is_hidden(name: &str) -> bool {
     name.starts_with(HIDDEN)
 }
 
+/// The volume for which a hidden logical volume was made.
+pub fn id_of_hidden(name: &str) -> Option<VolumeId> {
+    let (_, id) = name.strip_prefix(HIDDEN)?.split_once('-')?;
+    id.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +121,8 @@ mod tests {
     fn hidden_names_are_no_volumes() {
         let name = Hidden::Old.name(VolumeId::from_u128(7));
         assert!(is_hidden(&name));
+        assert_eq!(id_of_hidden(&name), Some(VolumeId::from_u128(7)));
+        assert_eq!(id_of_hidden("old-7"), None);
         assert!(VolumeName::new(name).is_err());
     }
 }

@@ -89,8 +89,16 @@ impl View {
             return;
         };
         let making = record.work == Some(Work::Making);
-        let place = if making { &mut self.half_made } else { &mut self.volumes };
-        let entry = Entry { name: name.clone(), lv, record };
+        let place = if making {
+            &mut self.half_made
+        } else {
+            &mut self.volumes
+        };
+        let entry = Entry {
+            name: name.clone(),
+            lv,
+            record,
+        };
         // Two that want the same name can't be made by volmux, but by hand.
         if let Some(other) = place.insert(name.clone(), entry) {
             let reason = format!("{} has the name {name} too", other.lv.name);
