@@ -2,6 +2,10 @@
 //! volume group.
 
 pub(crate) mod aligned;
+pub(crate) mod disk;
 pub(crate) mod dm;
+pub(crate) mod limits;
+pub(crate) mod opened;
 pub(crate) mod ring;
+pub(crate) mod trouble;
 pub(crate) mod turns;
