@@ -76,6 +76,7 @@ struct UsageDoc {
     used_percent: f64,
     overcommit: f64,
     metadata: Option<MetadataDoc>,
+    time_to_full_seconds: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -110,6 +111,7 @@ impl PoolDoc {
                     total: m.total,
                     used: m.used,
                 }),
+                time_to_full_seconds: usage.time_to_full.map(|time| time.as_secs()),
             },
             policy: PolicyDoc {
                 overcommit_limit: policy.overcommit_limit,
