@@ -136,7 +136,8 @@ impl Used {
 
 /// Looks a device up. `None` if there is none of this name.
 pub fn info(name: &str) -> io::Result<Option<Info>> {
-    let reply = match Request::new(name, 0)?.call(Command::DevStatus, size_of::<Header>()) {
+    let request = Request::new(name, 0);
+    let reply = match request.and_then(|r| r.call(Command::DevStatus, size_of::<Header>())) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
         reply => reply?,
     };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use volmux_core::{Error, ErrorKind, Result};
+use volmux_core::{ByteSize, Error, ErrorKind, Result};
 
 use crate::command::Commands;
 use crate::config::LvmConfig;
@@ -409,11 +409,83 @@ impl Change {
         .await
     }
 
+    /// Makes a logical volume larger, in use or not.
+    ///
+    /// # Errors
+    /// What lvm2 complains of.
+    pub async fn extend(&mut self, lv: &str, size: u64) -> Result<()> {
+        let (path, size) = (self.path(lv), format!("{size}b"));
+        let args = ["lvextend", "-y", "-L", &size, &path];
+        self.run(&args, 1, resized(lv, &size)).await
+    }
+
+    /// Makes a logical volume larger by these extents and no others: `/dev/pv:first-last`.
+    ///
+    /// # Errors
+    /// `NoSpace` if somebody else has them; what lvm2 complains of.
+    pub async fn extend_by(&mut self, lv: &str, bytes: u64, extents: &[String]) -> Result<()> {
+        let (path, more) = (self.path(lv), format!("+{bytes}b"));
+        let mut args = vec!["lvextend", "-y", "-L", &more, &path];
+        args.extend(extents.iter().map(String::as_str));
+        self.run_and_forget(&args).await
+    }
+
+    /// Makes a logical volume smaller.
+    ///
+    /// # Errors
+    /// What lvm2 complains of.
+    pub async fn reduce(&mut self, lv: &str, size: u64) -> Result<()> {
+        let (path, size) = (self.path(lv), format!("{size}b"));
+        let args = ["lvreduce", "-f", "-y", "-L", &size, &path];
+        self.run(&args, 1, resized(lv, &size)).await
+    }
+
+    /// The extents that a logical volume has, as `lvextend` takes them.
+    ///
+    /// # Errors
+    /// What lvm2 complains of.
+    pub async fn extents_of(&mut self, lv: &str) -> Result<Vec<String>> {
+        let path = self.path(lv);
+        let args = ["lvs", "--noheadings", "-o", "seg_pe_ranges", &path];
+        let printed = self.client.commands.lvm(self.op, &args).await?;
+        let printed = String::from_utf8_lossy(&printed);
+        Ok(printed.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Whether a logical volume is left alone when its whole group is activated, as at boot.
+    ///
+    /// # Errors
+    /// What lvm2 complains of.
+    pub async fn skip_activation(&mut self, lv: &str, skip: bool) -> Result<()> {
+        let known = self.view.report.lvs.iter().find(|known| known.name == lv);
+        if known.is_some_and(|known| known.skip_activation == skip) {
+            return Ok(());
+        }
+        let path = self.path(lv);
+        let args = ["lvchange", if skip { "-ky" } else { "-kn" }, &path];
+        self.run(&args, 1, |report| {
+            for known in report.lvs.iter_mut().filter(|known| known.name == lv) {
+                known.skip_activation = skip;
+            }
+        })
+        .await
+    }
+
+    /// Makes a thin pool's data (`-L`) or metadata (`--poolmetadatasize`) larger by so many bytes.
+    ///
+    /// # Errors
+    /// What lvm2 complains of.
+    pub async fn extend_pool(&mut self, pool: &str, what: &str, bytes: u64) -> Result<()> {
+        let (path, more) = (self.path(pool), format!("+{bytes}b"));
+        self.run_and_forget(&["lvextend", "-y", what, &more, &path])
+            .await
+    }
+
     /// Runs a command about which nothing is known but that it changes the group.
     ///
     /// # Errors
     /// What lvm2 complains of.
-    pub async fn run_and_forget(&mut self, args: &[&str]) -> Result<()> {
+    async fn run_and_forget(&mut self, args: &[&str]) -> Result<()> {
         let done = self.client.commands.lvm(self.op, args).await;
         self.client.forget().await;
         done?;
@@ -448,6 +520,20 @@ impl Change {
     }
 }
 
+fn resized(lv: &str, size: &str) -> impl FnOnce(&mut Report) {
+    let size = bytes(size);
+    move |report| {
+        for known in report.lvs.iter_mut().filter(|known| known.name == lv) {
+            known.size = size;
+        }
+    }
+}
+
+/// The number in `4096b`.
+fn bytes(size: &str) -> ByteSize {
+    ByteSize::new(size.trim_end_matches('b').parse().unwrap_or_default())
+}
+
 fn add_tags<'a>(args: &mut Vec<&'a str>, tags: &'a [String]) {
     for tag in tags {
         args.extend(["--addtag", tag]);
@@ -456,10 +542,9 @@ fn add_tags<'a>(args: &mut Vec<&'a str>, tags: &'a [String]) {
 
 /// A logical volume as it is reported right after it was made, inactive.
 fn new_lv(name: &str, segtype: &str, pool: &str, size: &str, tags: &[String]) -> Lv {
-    let size = size.trim_end_matches('b').parse().unwrap_or_default();
     Lv {
         name: name.to_owned(),
-        size: volmux_core::ByteSize::new(size),
+        size: bytes(size),
         tags: tags.to_vec(),
         segtype: segtype.to_owned(),
         pool: pool.to_owned(),

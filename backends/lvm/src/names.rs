@@ -54,6 +54,8 @@ pub enum Hidden {
     Revert,
     /// The content that a volume had before.
     Old,
+    /// The moment of a volume that is being copied.
+    Copy,
     /// Extents that are zeroed before a thick volume grows by them.
     Zero,
 }
@@ -64,6 +66,7 @@ impl Hidden {
         let what = match self {
             Hidden::Revert => "revert",
             Hidden::Old => "old",
+            Hidden::Copy => "copy",
             Hidden::Zero => "zero",
         };
         format!("{HIDDEN}{what}-{id}")
@@ -73,6 +76,12 @@ impl Hidden {
 /// Whether a logical volume's name is one of [`Hidden`].
 pub fn is_hidden(name: &str) -> bool {
     name.starts_with(HIDDEN)
+}
+
+/// The volume for which a hidden logical volume was made.
+pub fn id_of_hidden(name: &str) -> Option<VolumeId> {
+    let (_, id) = name.strip_prefix(HIDDEN)?.split_once('-')?;
+    id.parse().ok()
 }
 
 #[cfg(test)]
@@ -112,6 +121,8 @@ mod tests {
     fn hidden_names_are_no_volumes() {
         let name = Hidden::Old.name(VolumeId::from_u128(7));
         assert!(is_hidden(&name));
+        assert_eq!(id_of_hidden(&name), Some(VolumeId::from_u128(7)));
+        assert_eq!(id_of_hidden("old-7"), None);
         assert!(VolumeName::new(name).is_err());
     }
 }

@@ -41,9 +41,9 @@ pub struct Attached {
 pub enum Work {
     /// It is being filled (a copy) or zeroed (a thick volume): no volume yet.
     Making,
-    /// The volume of this name is being reverted: its content from the moment that its old logical
-    /// volume has gave the name up.
-    Reverting(VolumeName),
+    /// It is the volume of this name, from the moment that no other logical volume has the name, and
+    /// will be called so: a revert, or an adoption.
+    Naming(VolumeName),
     /// The volume has this size already, and its logical volume not yet.
     Shrinking(ByteSize),
 }
@@ -203,7 +203,7 @@ impl Work {
     pub fn tag(&self) -> String {
         match self {
             Work::Making => format!("{OURS}making"),
-            Work::Reverting(name) => format!("{OURS}reverting={name}"),
+            Work::Naming(name) => format!("{OURS}naming={name}"),
             Work::Shrinking(size) => format!("{OURS}shrinking={}", size.bytes()),
         }
     }
@@ -211,7 +211,7 @@ impl Work {
     fn read(key: &str, value: &str) -> Option<Work> {
         match (key, value) {
             ("making", "") => Some(Work::Making),
-            ("reverting", name) => name.parse().ok().map(Work::Reverting),
+            ("naming", name) => name.parse().ok().map(Work::Naming),
             ("shrinking", size) => size.parse().ok().map(|n| Work::Shrinking(ByteSize::new(n))),
             _ => None,
         }
@@ -313,7 +313,7 @@ mod tests {
             });
         let work = prop_oneof![
             Just(Work::Making),
-            name.prop_map(Work::Reverting),
+            name.prop_map(Work::Naming),
             any::<u64>().prop_map(|size| Work::Shrinking(ByteSize::new(size))),
         ];
         (

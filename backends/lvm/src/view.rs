@@ -66,56 +66,43 @@ impl View {
             .filter(|lv| is_inside(lv, pool))
             .cloned()
             .collect();
-        let mut reverting = Vec::new();
         for lv in inside {
-            let record = match Record::read(lv.tags.iter().map(String::as_str)) {
-                Ok(Some(record)) => record,
-                Ok(None) if names::is_hidden(&lv.name) => {
-                    view.leftovers.push(lv);
-                    continue;
-                }
-                Ok(None) => {
-                    view.foreign.push(lv);
-                    continue;
-                }
-                Err(reason) => {
-                    view.damaged.push((lv, reason));
-                    continue;
-                }
-            };
-            match VolumeName::new(lv.name.clone()) {
-                Ok(name) => view.place(Entry { name, lv, record }),
-                Err(_) => reverting.push((lv, record)),
+            match Record::read(lv.tags.iter().map(String::as_str)) {
+                Ok(Some(record)) => view.place(lv, record),
+                Ok(None) if names::is_hidden(&lv.name) => view.leftovers.push(lv),
+                Ok(None) => view.foreign.push(lv),
+                Err(reason) => view.damaged.push((lv, reason)),
             }
-        }
-        for (lv, record) in reverting {
-            view.place_hidden(lv, record);
         }
         Ok(view)
     }
 
-    fn place(&mut self, entry: Entry) {
-        let place = match entry.record.work {
-            Some(Work::Making) => &mut self.half_made,
-            _ => &mut self.volumes,
+    fn place(&mut self, lv: Lv, record: Record) {
+        let own = VolumeName::new(lv.name.clone()).ok();
+        let name = match &record.work {
+            // What a volume is reverted to waits until the old content has given the name up.
+            Some(Work::Naming(name)) if !self.names.contains(name.as_str()) => Some(name.clone()),
+            _ => own,
         };
-        // The names of a group's logical volumes differ.
-        place.insert(entry.name.clone(), entry);
-    }
-
-    /// The content that a volume is reverted to is the volume from the moment that the old content
-    /// has another name.
-    fn place_hidden(&mut self, lv: Lv, record: Record) {
-        match &record.work {
-            Some(Work::Reverting(name))
-                if lv.name == Hidden::Revert.name(record.id)
-                    && !self.names.contains(name.as_str()) =>
-            {
-                let name = name.clone();
-                self.volumes
-                    .insert(name.clone(), Entry { name, lv, record });
-            }
-            _ => self.leftovers.push(lv),
+        let Some(name) = name else {
+            self.leftovers.push(lv);
+            return;
+        };
+        let making = record.work == Some(Work::Making);
+        let place = if making {
+            &mut self.half_made
+        } else {
+            &mut self.volumes
+        };
+        let entry = Entry {
+            name: name.clone(),
+            lv,
+            record,
+        };
+        // Two that want the same name can't be made by volmux, but by hand.
+        if let Some(other) = place.insert(name.clone(), entry) {
+            let reason = format!("{} has the name {name} too", other.lv.name);
+            self.damaged.push((other.lv, reason));
         }
     }
 

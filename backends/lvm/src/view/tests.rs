@@ -82,7 +82,7 @@ fn a_shrinking_volume_has_its_new_size() {
 fn a_revert_takes_effect_when_the_old_content_gives_the_name_up() {
     let new = ".volmux-revert-00000000-0000-0000-0000-00000000000a";
     let old = ".volmux-old-00000000-0000-0000-0000-00000000000a";
-    let reverting: &[&str] = &[A, "volmux.reverting=a"];
+    let reverting: &[&str] = &[A, "volmux.naming=a"];
 
     let before = view(&[("a", &[A]), (new, reverting)]);
     assert_eq!(before.volumes[&name("a")].lv.name, "a");
