@@ -33,7 +33,10 @@ pub struct Look {
 pub fn note(path: &Path, now: Look) -> Option<Duration> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let mut looks = read(&text, now.at);
-    if looks.last().is_none_or(|last| now.at.saturating_sub(last.at) >= APART) {
+    if looks
+        .last()
+        .is_none_or(|last| now.at.saturating_sub(last.at) >= APART)
+    {
         looks.push(now);
         let first = looks.len().saturating_sub(MOST);
         looks.drain(..first);
@@ -54,7 +57,9 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 fn write(looks: &[Look]) -> String {
-    let lines = looks.iter().map(|look| format!("{} {} {}\n", look.at, look.data, look.metadata));
+    let lines = looks
+        .iter()
+        .map(|look| format!("{} {} {}\n", look.at, look.data, look.metadata));
     lines.collect()
 }
 
@@ -117,15 +122,18 @@ mod tests {
     #[test]
     fn steady_growth_is_foreseen() {
         // One percent a minute, at 20 %.
-        let looks: Vec<Look> = (0..=10).map(|i| look(i * 60, 0.1 + i as f64 / 100.0, 0.5)).collect();
+        let looks: Vec<Look> = (0..=10)
+            .map(|i| look(i * 60, 0.1 + i as f64 / 100.0, 0.5))
+            .collect();
         let time = time_to_full(&looks).expect("it grows");
         assert!((time.as_secs_f64() - 80.0 * 60.0).abs() < 1.0, "{time:?}");
     }
 
     #[test]
     fn what_is_full_first_counts() {
-        let looks: Vec<Look> =
-            (0..=10).map(|i| look(i * 60, i as f64 / 100.0, 0.8 + i as f64 / 100.0)).collect();
+        let looks: Vec<Look> = (0..=10)
+            .map(|i| look(i * 60, i as f64 / 100.0, 0.8 + i as f64 / 100.0))
+            .collect();
         let time = time_to_full(&looks).expect("it grows");
         assert!((time.as_secs_f64() - 600.0).abs() < 1.0, "{time:?}");
     }
@@ -134,9 +142,15 @@ mod tests {
     fn what_does_not_grow_is_never_full() {
         let still: Vec<Look> = (0..10).map(|i| look(i * 60, 0.5, 0.1)).collect();
         assert_eq!(time_to_full(&still), None);
-        let falling: Vec<Look> = (0..10).map(|i| look(i * 60, 0.5 - i as f64 / 100.0, 0.1)).collect();
+        let falling: Vec<Look> = (0..10)
+            .map(|i| look(i * 60, 0.5 - i as f64 / 100.0, 0.1))
+            .collect();
         assert_eq!(time_to_full(&falling), None);
-        assert_eq!(time_to_full(&[look(0, 0.1, 0.1), look(200, 0.9, 0.1)]), None, "too short");
+        assert_eq!(
+            time_to_full(&[look(0, 0.1, 0.1), look(200, 0.9, 0.1)]),
+            None,
+            "too short"
+        );
     }
 
     #[test]
@@ -145,7 +159,10 @@ mod tests {
         let path = directory.path().join("growth");
         let mut time = None;
         for second in (0..600).step_by(20) {
-            time = note(&path, look(1_000_000 + second, 0.2 + second as f64 / 1e4, 0.1));
+            time = note(
+                &path,
+                look(1_000_000 + second, 0.2 + second as f64 / 1e4, 0.1),
+            );
         }
         let kept = std::fs::read_to_string(&path).expect("it is there");
         assert_eq!(kept.lines().count(), 10, "one a minute: {kept}");

@@ -265,7 +265,11 @@ mod tests {
         let locks = locks(&directory);
         let writer = share(&locks, WRITE, Sharing::Exclusive).await;
         drop(writer);
-        let alone = locks.alone().await.expect("no fault").expect("nobody is there");
+        let alone = locks
+            .alone()
+            .await
+            .expect("no fault")
+            .expect("nobody is there");
         locks.forget(alone);
         let left = std::fs::read_dir(directory.path()).expect("list").count();
         assert_eq!(left, 0);
