@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use volmux::{
-    AuditReport, ByteSize, Capabilities, Collected, FindingKind, Origin, Pool, Pressure,
-    Provisioning, ThinPolicy, Usage, Volume, VolumeId,
+    Access, AttachTarget, Attachment, AuditReport, ByteSize, Capabilities, Collected, FindingKind,
+    Origin, Pool, Pressure, Provisioning, ThinPolicy, Usage, Volume, VolumeId,
 };
 
 /// The last second that RFC 3339 can write.
@@ -183,6 +183,38 @@ impl CollectedDoc {
             pool: pool.to_string(),
             freed: collected.freed,
             objects: collected.objects,
+        }
+    }
+}
+
+/// A volume that is attached.
+#[derive(Serialize)]
+pub struct AttachmentDoc<'a> {
+    schema: &'static str,
+    name: &'a str,
+    id: String,
+    holder: &'a str,
+    access: Access,
+    kind: &'static str,
+    path: Option<&'a Path>,
+}
+
+impl<'a> From<&'a Attachment> for AttachmentDoc<'a> {
+    fn from(attached: &'a Attachment) -> Self {
+        let (kind, path) = match &attached.target {
+            AttachTarget::File { path } => ("file", Some(path.as_path())),
+            AttachTarget::BlockDevice { path } => ("block-device", Some(path.as_path())),
+            // Kinds that later versions may add.
+            _ => ("other", None),
+        };
+        AttachmentDoc {
+            schema: "volmux.attachment.v1",
+            name: attached.volume.as_str(),
+            id: attached.id.to_string(),
+            holder: attached.holder.as_str(),
+            access: attached.access,
+            kind,
+            path,
         }
     }
 }
