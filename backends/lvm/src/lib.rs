@@ -12,3 +12,6 @@ pub(crate) mod ring;
 pub(crate) mod thin_xml;
 pub(crate) mod trouble;
 pub(crate) mod turns;
+
+#[cfg(test)]
+mod lab;
