@@ -28,15 +28,20 @@ mod orphans;
 mod pool;
 mod raw;
 mod report;
+mod reserved;
 mod revert;
 mod ring;
 mod stamp;
 mod tags;
+mod thin_xml;
 mod trouble;
 mod turns;
 mod usage;
 mod users;
 mod view;
+
+#[cfg(test)]
+mod lab;
 
 pub use config::LvmConfig;
 pub use pool::{LvmBackend, LvmPool};
