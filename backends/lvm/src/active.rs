@@ -54,7 +54,9 @@ impl GroupClient {
             } else {
                 "-ay"
             };
-            self.commands.lvm(op, &["lvchange", how, "-K", &path]).await?;
+            self.commands
+                .lvm(op, &["lvchange", how, "-K", &path])
+                .await?;
         }
         let path = self.device_path(lv);
         self.wait_for_node(op, lv, &path).await?;
@@ -88,7 +90,7 @@ impl GroupClient {
 
     /// Whether other hosts use the group too, by lvmlockd.
     async fn is_shared_group(&self, op: &'static str) -> Result<bool> {
-        let view = self.look(op).await?;
+        let view = self.last(op).await?;
         Ok(matches!(&*view.group().lock_type, "sanlock" | "dlm"))
     }
 

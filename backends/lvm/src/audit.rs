@@ -11,13 +11,14 @@ use volmux_core::{
 use crate::dm::{self, PoolStatus};
 use crate::group::Change;
 use crate::lifecycle::finished;
+use crate::locks::{Use, VolumeLocks};
 use crate::names;
 use crate::orphans;
 use crate::pool::Inner;
 use crate::report::Lv;
 use crate::tags::Work;
+use crate::trouble;
 use crate::view::{Entry, View};
-use crate::{locks, trouble};
 
 const OP: &str = "audit";
 /// lvm2 suspends a device for less than that.
@@ -153,12 +154,13 @@ impl Audit {
     }
 
     async fn half_made(&mut self, entry: &Entry) -> Result<()> {
-        let Some(_alone) = locks::alone(&self.inner.client, OP, entry.record.id)? else {
+        let locks = VolumeLocks::of(&self.inner.client, OP, entry.record.id)?;
+        let Some(alone) = locks.alone_now()? else {
             return Ok(());
         };
         let detail = "a volume that was being made when its maker went away";
         self.remove(&entry.lv, detail).await?;
-        locks::forget(&self.inner.client, OP, entry.record.id);
+        locks.forget(alone);
         Ok(())
     }
 
@@ -181,8 +183,8 @@ impl Audit {
         self.remove(lv, "left by work that was interrupted").await
     }
 
-    fn not_in_use(&self, id: VolumeId) -> Result<Option<locks::Use>> {
-        locks::alone(&self.inner.client, OP, id)
+    fn not_in_use(&self, id: VolumeId) -> Result<Option<Use>> {
+        VolumeLocks::of(&self.inner.client, OP, id)?.alone_now()
     }
 
     async fn remove(&mut self, lv: &Lv, detail: &str) -> Result<()> {

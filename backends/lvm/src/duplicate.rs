@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use volmux_core::transfer::copy_device;
 use volmux_core::{
-    ByteSize, Control, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, SpaceRequest,
-    Volume, VolumeName,
+    Access, ByteSize, Control, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, Sharing,
+    SpaceRequest, Volume, VolumeName,
 };
 
 use crate::device;
 use crate::group::Change;
-use crate::lifecycle::{existing, finished, make_room, remove_hidden};
-use crate::locks::{self, Use};
+use crate::lifecycle::{check_no_writer, existing, finished, in_use, make_room, remove_hidden};
+use crate::locks::{Use, VolumeLocks};
 use crate::names::{self, Hidden};
 use crate::pool::Inner;
 use crate::tags::{Record, Work};
@@ -130,7 +130,7 @@ impl Duplicate {
         inner.admit(op, &mut change, request).await?;
         let mut record = self.record(&from);
         record.work = Some(Work::Making);
-        let making = locks::alone(&inner.client, op, record.id)?;
+        let making = VolumeLocks::of(&inner.client, op, record.id)?.alone_now()?;
         let source = Still::of(&inner, op, &mut change, &from, &record).await?;
         let made = self.make_target(&inner, &mut change, &from, &record).await;
         // Others go on meanwhile.
@@ -232,14 +232,14 @@ impl Still {
         target: &Record,
     ) -> Result<Still> {
         if !inner.is_thin() {
-            crate::lifecycle::check_no_writer(op, from)?;
-            let kept = locks::without_writers(&inner.client, op, from.record.id)?;
-            let kept = kept.ok_or_else(|| {
-                Error::new(ErrorKind::Busy, op)
-                    .with("used_by", locks::users(&inner.client, op, from))
-                    .reason("the volume is being written, and a thick one has no snapshots")
-                    .help("close or detach it there first")
-            })?;
+            check_no_writer(op, from)?;
+            // As a writer would, which keeps all others out.
+            let locks = VolumeLocks::of(&inner.client, op, from.record.id)?;
+            let kept = locks.share(Access::ReadWrite, Sharing::Exclusive).await?;
+            let Some(kept) = kept else {
+                let error = in_use(op, &inner.client, from, &locks).await;
+                return Err(error.with("state", "being written; a thick one has no snapshots"));
+            };
             return Ok(Still {
                 entry: from.clone(),
                 hidden: None,

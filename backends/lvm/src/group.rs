@@ -91,6 +91,17 @@ impl GroupClient {
         Ok(view)
     }
 
+    /// The pool as it was when it was looked at last: for what does not change.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look).
+    pub async fn last(&self, op: &'static str) -> Result<Arc<View>> {
+        if let Some(view) = &self.known.lock().await.view {
+            return Ok(view.clone());
+        }
+        self.look(op).await
+    }
+
     /// Forgets what was reported, so that the next look asks lvm2: for what changes without a
     /// commit.
     pub async fn forget(&self) {

@@ -5,11 +5,38 @@
 //! that logical volume (`tags`), so it survives whatever is done to it by hand. `group` runs lvm2's
 //! commands and keeps what they report as long as it is true; `disk` is the data path.
 
-pub(crate) mod aligned;
-pub(crate) mod disk;
-pub(crate) mod dm;
-pub(crate) mod limits;
-pub(crate) mod opened;
-pub(crate) mod ring;
-pub(crate) mod trouble;
-pub(crate) mod turns;
+mod active;
+mod aligned;
+mod attach;
+mod audit;
+mod command;
+mod config;
+mod device;
+mod disk;
+mod dm;
+mod duplicate;
+mod extents;
+mod group;
+mod growth;
+mod lifecycle;
+mod limits;
+mod locks;
+mod metadata;
+mod names;
+mod opened;
+mod orphans;
+mod pool;
+mod raw;
+mod report;
+mod revert;
+mod ring;
+mod stamp;
+mod tags;
+mod trouble;
+mod turns;
+mod usage;
+mod users;
+mod view;
+
+pub use config::LvmConfig;
+pub use pool::{LvmBackend, LvmPool};

@@ -1,5 +1,6 @@
 //! Create, look up, resize, rename, delete, adopt, and the end of what was begun.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use volmux_core::{
@@ -7,13 +8,14 @@ use volmux_core::{
     SpaceRequest, Volume, VolumeName, ZeroOptions,
 };
 
-use crate::group::Change;
-use crate::locks;
-use crate::locks::Use;
+use crate::active;
+use crate::group::{Change, GroupClient};
+use crate::locks::{Use, VolumeLocks};
 use crate::names::{self, Hidden};
 use crate::pool::Inner;
 use crate::raw::RawDisk;
 use crate::tags::{Record, Work};
+use crate::users;
 use crate::view::{Entry, View};
 
 /// lvm2 counts the extents of a logical volume in 32 bits.
@@ -111,15 +113,47 @@ pub fn check_no_writer(op: &'static str, entry: &Entry) -> Result<()> {
 }
 
 /// The volume for oneself; `Busy` if it is attached or open.
-pub fn alone(op: &'static str, change: &Change, entry: &Entry) -> Result<Use> {
+pub async fn alone(op: &'static str, change: &Change, entry: &Entry) -> Result<Use> {
     check_detached(op, entry)?;
-    let client = change.client();
-    locks::alone(client, op, entry.record.id)?.ok_or_else(|| {
-        Error::new(ErrorKind::Busy, op)
-            .reason("the volume is in use")
-            .with("used_by", locks::users(client, op, entry))
-            .help("close or detach it there first")
-    })
+    let locks = VolumeLocks::of(change.client(), op, entry.record.id)?;
+    match locks.alone().await? {
+        Some(alone) => Ok(alone),
+        None => Err(in_use(op, change.client(), entry, &locks).await),
+    }
+}
+
+/// `Busy`, naming who uses a volume.
+pub async fn in_use(
+    op: &'static str,
+    client: &GroupClient,
+    entry: &Entry,
+    locks: &VolumeLocks,
+) -> Error {
+    let error = Error::new(ErrorKind::Busy, op)
+        .with("volume", &entry.name)
+        .reason("the volume is in use")
+        .help("close or detach it there first");
+    match users(op, client, entry, locks).await {
+        users if users.is_empty() => error,
+        users => error.with("used_by", users.join(", ")),
+    }
+}
+
+/// Who uses a volume, in words.
+pub async fn users(
+    op: &'static str,
+    client: &GroupClient,
+    entry: &Entry,
+    locks: &VolumeLocks,
+) -> Vec<String> {
+    let device = client.device(op, &entry.lv.name).ok().flatten();
+    let device = device.map(|info| active::number(&info));
+    let files = locks.files().map(Path::to_path_buf);
+    let looked = tokio::task::spawn_blocking(move || {
+        let files = [files[0].as_path(), files[1].as_path()];
+        users::of(device, &files)
+    });
+    looked.await.unwrap_or_default()
 }
 
 /// Makes a name free for a new logical volume: removes what is half made and has no maker any more.
@@ -130,16 +164,14 @@ pub async fn make_room(op: &'static str, change: &mut Change, name: &VolumeName)
     let half_made = change.view().half_made.get(name).cloned();
     if let Some(entry) = half_made {
         let id = entry.record.id;
-        let Some(_alone) = locks::alone(change.client(), op, id)? else {
-            return Err(Error::new(ErrorKind::Busy, op)
-                .with("volume", name)
-                .reason("a volume of this name is being made")
-                .with("used_by", locks::users(change.client(), op, &entry))
-                .help("wait until it is there, or end that process"));
+        let locks = VolumeLocks::of(change.client(), op, id)?;
+        let Some(alone) = locks.alone_now()? else {
+            let error = in_use(op, change.client(), &entry, &locks).await;
+            return Err(error.with("state", "a volume of this name is being made"));
         };
         change.remove(&entry.lv.name).await?;
         remove_hidden(change, &[Hidden::Copy.name(id)]).await?;
-        locks::forget(change.client(), op, id);
+        locks.forget(alone);
     }
     if change.view().names.contains(name.as_str()) {
         let group = &change.client().config.group;
@@ -204,7 +236,7 @@ async fn create_thick(
 ) -> Result<Volume> {
     const OP: &str = "create_volume";
     record.work = Some(Work::Making);
-    let made = locks::alone(change.client(), OP, record.id)?;
+    let made = VolumeLocks::of(change.client(), OP, record.id)?.alone_now()?;
     change
         .create_thick(name.as_str(), size.bytes(), &record.tags())
         .await?;
@@ -264,7 +296,7 @@ pub async fn resize(inner: Arc<Inner>, name: VolumeName, options: ResizeOptions)
                 .reason("the new size is smaller: what lies past it would be lost")
                 .help("allow shrinking explicitly if that is meant"));
         }
-        let _alone = alone(OP, &change, &entry)?;
+        let _alone = alone(OP, &change, &entry).await?;
         // The size first: a logical volume that is too long is shrunk later, and what it still
         // holds past the end never comes back.
         let shrinking = Work::Shrinking(size).tag();
@@ -384,12 +416,11 @@ pub async fn delete(inner: Arc<Inner>, name: VolumeName) -> Result<()> {
         return Ok(());
     };
     let id = entry.record.id;
-    let alone = alone(OP, &change, &entry)?;
+    let alone = alone(OP, &change, &entry).await?;
     change.remove(&entry.lv.name).await?;
     let hidden = [Hidden::Old, Hidden::Revert, Hidden::Copy].map(|hidden| hidden.name(id));
     remove_hidden(&mut change, &hidden).await?;
-    drop(alone);
-    locks::forget(change.client(), OP, id);
+    VolumeLocks::of(change.client(), OP, id)?.forget(alone);
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub async fn revert(
     let from = change.view().get(OP, &snapshot)?.clone();
     check_not_snapshot(OP, &entry, "reverted")?;
     check_own_snapshot(OP, &entry, &from)?;
-    let _alone = alone(OP, &change, &entry)?;
+    let _alone = alone(OP, &change, &entry).await?;
     let growth = from.size().bytes().saturating_sub(entry.size().bytes());
     let request = SpaceRequest {
         provisioned: ByteSize::new(growth),

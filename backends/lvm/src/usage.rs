@@ -1,5 +1,7 @@
 //! How full a pool is, and what follows: warnings, refusals, extension.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use volmux_core::{
     ByteSize, Error, ErrorKind, MetadataUsage, Pressure, Result, SpaceRequest, Usage,
 };
@@ -7,6 +9,7 @@ use volmux_core::{
 use crate::config::ExtendPolicy;
 use crate::dm::{self, PoolMode, PoolState, PoolStatus};
 use crate::group::Change;
+use crate::growth::{self, Look};
 use crate::pool::Inner;
 use crate::report::Lv;
 use crate::trouble;
@@ -30,7 +33,20 @@ impl Inner {
             });
         };
         let state = self.pool_state(op, pool).await?;
-        Ok(thin_usage(pool, &state, provisioned))
+        let mut usage = thin_usage(pool, &state, provisioned);
+        usage.time_to_full = self.time_to_full(op, &pool.name, &usage);
+        Ok(usage)
+    }
+
+    fn time_to_full(&self, op: &'static str, pool: &str, usage: &Usage) -> Option<Duration> {
+        // Without a place for notes nothing is known, and that is no failure.
+        let path = self.client.run_file(op, &format!("{pool}.growth")).ok()?;
+        let now = Look {
+            at: UNIX_EPOCH.elapsed().ok()?.as_secs(),
+            data: usage.used_percent() / 100.0,
+            metadata: usage.metadata_percent() / 100.0,
+        };
+        growth::note(&path, now)
     }
 
     /// What the kernel says of the thin pool, which is activated for that if need be.

@@ -23,14 +23,23 @@ pub fn above(device: u64) -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let same = |path: &Path| device_at(path) == Some(device);
     let mut users = Vec::new();
-    for mount in read("/proc/self/mountinfo").lines().filter_map(Mount::parse) {
+    for mount in read("/proc/self/mountinfo")
+        .lines()
+        .filter_map(Mount::parse)
+    {
         if mount.device == (libc::major(device), libc::minor(device)) || same(&mount.source) {
             users.push(format!("mounted on {}", mount.on.display()));
         }
     }
     let swaps = read("/proc/swaps");
-    let swaps = swaps.lines().filter_map(|line| line.split_whitespace().next());
-    if swaps.map(Path::new).filter(|path| path.is_absolute()).any(same) {
+    let swaps = swaps
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    if swaps
+        .map(Path::new)
+        .filter(|path| path.is_absolute())
+        .any(same)
+    {
         users.push("swap".into());
     }
     users.extend(holders(device));
@@ -140,7 +149,10 @@ mod tests {
         );
         // Without optional fields, and without a device.
         let line = r"22 28 0:21 / /sys rw,nosuid - sysfs sysfs rw";
-        assert_eq!(Mount::parse(line).expect("a mount").source, Path::new("sysfs"));
+        assert_eq!(
+            Mount::parse(line).expect("a mount").source,
+            Path::new("sysfs")
+        );
         for wrong in ["", "1 2 3", "1 2 3:4 / /a rw", "1 2 x:4 / /a rw - a b"] {
             assert_eq!(Mount::parse(wrong), None, "{wrong}");
         }
