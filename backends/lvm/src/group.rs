@@ -182,8 +182,7 @@ impl GroupClient {
             return Err(Error::new(ErrorKind::PermissionDenied, op)
                 .reason("the pool was opened with read_only=true"));
         }
-        let turn = self.turn.clone().lock_owned().await;
-        let lock = lock(op, self.run_file(op, "change.lock")?).await?;
+        let turn = self.turn(op).await?;
         let view = self.look(op).await?;
         check_group(op, &view)?;
         Ok(Change {
@@ -191,9 +190,28 @@ impl GroupClient {
             client: self.clone(),
             view,
             _turn: turn,
-            _lock: lock,
         })
     }
+
+    /// Keeps everybody else from changing the group.
+    ///
+    /// # Errors
+    /// `Busy` if another process does not give the lock up.
+    pub async fn turn(&self, op: &'static str) -> Result<Turn> {
+        let turn = self.turn.clone().lock_owned().await;
+        let lock = lock(op, self.run_file(op, "change.lock")?).await?;
+        Ok(Turn {
+            _lock: lock,
+            _turn: turn,
+        })
+    }
+}
+
+/// Nobody else changes the group as long as this is held.
+#[derive(Debug)]
+pub struct Turn {
+    _lock: File,
+    _turn: OwnedMutexGuard<()>,
 }
 
 /// Locks a file against all other processes. Waits.
@@ -277,8 +295,7 @@ pub struct Change {
     op: &'static str,
     client: Arc<GroupClient>,
     view: Arc<View>,
-    _turn: OwnedMutexGuard<()>,
-    _lock: File,
+    _turn: Turn,
 }
 
 impl Change {
@@ -482,6 +499,45 @@ impl Change {
         .await
     }
 
+    /// Changes tags and properties, in one commit.
+    ///
+    /// # Errors
+    /// What lvm2 complains of.
+    pub async fn alter(&mut self, lv: &str, alter: &Alter) -> Result<()> {
+        let Some(known) = self.view.report.lvs.iter().find(|known| known.name == lv) else {
+            return Err(Error::new(ErrorKind::NotFound, self.op)
+                .with("logical_volume", lv)
+                .reason("there is no such logical volume any more"));
+        };
+        // To set what is set already is an error to lvm2.
+        let writable = alter.writable.filter(|writable| *writable != known.is_writable());
+        let skip = alter.skip_activation;
+        let skip = skip.filter(|skip| *skip != known.skip_activation);
+        let path = self.path(lv);
+        let mut args = vec!["lvchange"];
+        add_tags(&mut args, &alter.add);
+        for tag in &alter.remove {
+            args.extend(["--deltag", tag]);
+        }
+        args.extend(writable.map(|writable| if writable { "-prw" } else { "-pr" }));
+        args.extend(skip.map(|skip| if skip { "-ky" } else { "-kn" }));
+        if args.len() == 1 {
+            return Ok(());
+        }
+        args.push(&path);
+        self.run(&args, 1, |report| {
+            for known in report.lvs.iter_mut().filter(|known| known.name == lv) {
+                known.tags.retain(|tag| !alter.remove.contains(tag));
+                known.tags.extend_from_slice(&alter.add);
+                if let Some(writable) = writable {
+                    known.permissions = if writable { "writeable" } else { "read-only" }.into();
+                }
+                known.skip_activation = skip.unwrap_or(known.skip_activation);
+            }
+        })
+        .await
+    }
+
     /// Makes a thin pool's data (`-L`) or metadata (`--poolmetadatasize`) larger by so many bytes.
     ///
     /// # Errors
@@ -543,6 +599,19 @@ fn resized(lv: &str, size: &str) -> impl FnOnce(&mut Report) {
 /// The number in `4096b`.
 fn bytes(size: &str) -> ByteSize {
     ByteSize::new(size.trim_end_matches('b').parse().unwrap_or_default())
+}
+
+/// What is to be changed about a logical volume; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct Alter {
+    /// Tags to add.
+    pub add: Vec<String>,
+    /// Tags to take away.
+    pub remove: Vec<String>,
+    /// Whether its device takes writes.
+    pub writable: Option<bool>,
+    /// Whether it is left alone when its whole group is activated, as at boot.
+    pub skip_activation: Option<bool>,
 }
 
 fn add_tags<'a>(args: &mut Vec<&'a str>, tags: &'a [String]) {

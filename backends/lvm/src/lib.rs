@@ -23,6 +23,7 @@ mod limits;
 mod locks;
 mod metadata;
 mod names;
+mod open;
 mod opened;
 mod orphans;
 mod pool;

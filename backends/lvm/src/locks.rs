@@ -2,7 +2,8 @@
 //!
 //! Whoever has a volume open shares the first lock, and a writer has the second one besides, shared
 //! or not. Who needs the volume for itself alone, so that it can be changed as a whole or its device
-//! taken away, has the first one alone. Locks end with the process that holds them.
+//! taken away, has the first one alone, and nearly always has its turn to change the group too: so
+//! only those who open a volume have to wait for that. Locks end with the process that holds them.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -16,8 +17,14 @@ use crate::group::GroupClient;
 
 /// How long one waits for somebody who has a volume alone: that is over after a command or two.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long somebody may hold a lock only to find out that it is of no use.
-const GLIMPSE: Duration = Duration::from_millis(10);
+
+/// Locks that are held; released when this is dropped.
+#[derive(Debug)]
+pub struct Use {
+    // Before the other, so that nobody writes to a volume that somebody else has alone.
+    _writing: Option<File>,
+    _using: File,
+}
 
 /// The locks of one volume.
 #[derive(Clone, Debug)]
@@ -25,14 +32,6 @@ pub struct VolumeLocks {
     op: &'static str,
     using: PathBuf,
     writing: PathBuf,
-}
-
-/// Locks that are held; released when this is dropped.
-#[derive(Debug)]
-pub struct Use {
-    // Before the other, so that nobody writes to a volume that somebody else has alone.
-    writing: Option<File>,
-    using: File,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,54 +60,58 @@ impl VolumeLocks {
     /// If the files can't be made or locked.
     pub async fn share(&self, access: Access, sharing: Sharing) -> Result<Option<Use>> {
         let end = Instant::now() + PATIENCE;
-        let using = loop {
-            match self.lock(&self.using, Mode::Shared)? {
-                Some(using) => break using,
-                None if Instant::now() > end => return Ok(None),
-                None => tokio::time::sleep(GLIMPSE / 2).await,
+        loop {
+            if let Some(using) = self.lock(&self.using, Mode::Shared)? {
+                return self.also_write(using, access, sharing);
             }
-        };
-        if access == Access::ReadOnly {
-            let writing = None;
-            return Ok(Some(Use { writing, using }));
+            if Instant::now() > end {
+                return Ok(None);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let mode = match sharing {
-            Sharing::Shared => Mode::Shared,
-            Sharing::Exclusive => Mode::Alone,
+    }
+
+    /// As [`share`](Self::share), without waiting.
+    ///
+    /// # Errors
+    /// If the files can't be made or locked.
+    pub fn share_now(&self, access: Access, sharing: Sharing) -> Result<Option<Use>> {
+        match self.lock(&self.using, Mode::Shared)? {
+            Some(using) => self.also_write(using, access, sharing),
+            None => Ok(None),
+        }
+    }
+
+    /// The rest of what a handle needs.
+    fn also_write(&self, using: File, access: Access, sharing: Sharing) -> Result<Option<Use>> {
+        let mode = match (access, sharing) {
+            (Access::ReadOnly, _) => {
+                return Ok(Some(Use {
+                    _writing: None,
+                    _using: using,
+                }));
+            }
+            (Access::ReadWrite, Sharing::Shared) => Mode::Shared,
+            (Access::ReadWrite, Sharing::Exclusive) => Mode::Alone,
         };
         let writing = self.lock(&self.writing, mode)?;
         Ok(writing.map(|file| Use {
-            writing: Some(file),
-            using,
+            _writing: Some(file),
+            _using: using,
         }))
     }
 
-    /// The volume for oneself alone. Waits for others who have it alone. `Ok(None)` if it is open.
+    /// The volume for oneself alone. `Ok(None)` if it is open.
     ///
     /// # Errors
     /// If the files can't be made or locked.
     pub async fn alone(&self) -> Result<Option<Use>> {
-        let end = Instant::now() + PATIENCE;
-        let mut shared_since = None;
-        loop {
-            if let Some(alone) = self.alone_now()? {
-                return Ok(Some(alone));
-            }
-            let now = Instant::now();
-            // Given back at once: it only tells who stands against it.
-            if self.lock(&self.using, Mode::Shared)?.is_some() {
-                // Somebody else may look in the same way at the same time.
-                if now - *shared_since.get_or_insert(now) > GLIMPSE {
-                    return Ok(None);
-                }
-            } else {
-                shared_since = None;
-            }
-            if now > end {
-                return Ok(None);
-            }
-            tokio::time::sleep(GLIMPSE / 3).await;
+        if let Some(alone) = self.alone_now()? {
+            return Ok(Some(alone));
         }
+        // An audit that only looks, without a turn, may have had it for a moment.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        self.alone_now()
     }
 
     /// The volume for oneself alone, if nobody else has it now.
@@ -117,21 +120,19 @@ impl VolumeLocks {
     /// If the files can't be made or locked.
     pub fn alone_now(&self) -> Result<Option<Use>> {
         let using = self.lock(&self.using, Mode::Alone)?;
-        let writing = None;
-        Ok(using.map(|using| Use { writing, using }))
+        Ok(using.map(|using| Use {
+            _writing: None,
+            _using: using,
+        }))
     }
 
-    /// How many handles share the volume, in all processes that can be seen.
-    pub fn handles(&self) -> usize {
-        let Ok(metadata) = std::fs::metadata(&self.using) else {
-            return 0;
-        };
+    /// How many opens of its device the handles of a volume account for, in all processes that can
+    /// be seen: one each, and another one for the writer that lets no other in, which claims it.
+    pub fn opens(&self) -> u32 {
         let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-        let (device, inode) = (metadata.dev(), metadata.ino());
-        locks
-            .lines()
-            .filter(|line| is_shared(line, device, inode))
-            .count()
+        let using = held(&locks, &self.using, Mode::Shared);
+        let claimed = held(&locks, &self.writing, Mode::Alone);
+        u32::try_from(using + claimed).unwrap_or(u32::MAX)
     }
 
     /// The files, to see who has them open.
@@ -182,11 +183,24 @@ fn lock(path: &Path, mode: Mode) -> io::Result<Option<File>> {
     }
 }
 
-/// Whether a line of /proc/locks (proc(5)) says that this file is locked, and shared.
-fn is_shared(line: &str, device: u64, inode: u64) -> bool {
+/// How often a file is locked, as /proc/locks tells (proc(5)).
+fn held(locks: &str, path: &Path, mode: Mode) -> usize {
+    let Ok(metadata) = std::fs::metadata(path) else {
+        return 0;
+    };
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    let lines = locks.lines();
+    lines.filter(|line| is_held(line, device, inode, mode)).count()
+}
+
+fn is_held(line: &str, device: u64, inode: u64, mode: Mode) -> bool {
+    let mode = match mode {
+        Mode::Shared => "READ",
+        Mode::Alone => "WRITE",
+    };
     let mut words = line.split_ascii_whitespace().skip(1);
     let kind = [words.next(), words.next(), words.next()];
-    if kind != [Some("FLOCK"), Some("ADVISORY"), Some("READ")] {
+    if kind != [Some("FLOCK"), Some("ADVISORY"), Some(mode)] {
         return false;
     }
     let place = words.nth(1).unwrap_or_default();
@@ -209,73 +223,32 @@ mod tests {
         }
     }
 
-    async fn share(locks: &VolumeLocks, access: Access, sharing: Sharing) -> Option<Use> {
-        locks.share(access, sharing).await.expect("no fault")
+    fn share(locks: &VolumeLocks, access: Access, sharing: Sharing) -> Option<Use> {
+        locks.share_now(access, sharing).expect("no fault")
     }
 
-    #[tokio::test]
-    async fn readers_go_with_a_writer_and_a_second_writer_does_not() {
+    #[test]
+    fn readers_go_with_a_writer_and_a_second_writer_does_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let locks = locks(&directory);
-        let reader = share(&locks, READ, Sharing::Exclusive).await;
-        let writer = share(&locks, WRITE, Sharing::Exclusive).await;
+        let reader = share(&locks, READ, Sharing::Exclusive);
+        let writer = share(&locks, WRITE, Sharing::Exclusive);
         assert!(reader.is_some() && writer.is_some());
         for sharing in [Sharing::Exclusive, Sharing::Shared] {
-            assert!(share(&locks, WRITE, sharing).await.is_none());
+            assert!(share(&locks, WRITE, sharing).is_none());
         }
-        assert!(locks.alone().await.expect("no fault").is_none());
+        assert!(locks.alone_now().expect("no fault").is_none());
         drop(writer);
-        let shared = share(&locks, WRITE, Sharing::Shared).await;
+        let shared = share(&locks, WRITE, Sharing::Shared);
         assert!(shared.is_some());
-        assert!(share(&locks, WRITE, Sharing::Shared).await.is_some());
-        assert!(share(&locks, WRITE, Sharing::Exclusive).await.is_none());
+        assert!(share(&locks, WRITE, Sharing::Shared).is_some());
+        assert!(share(&locks, WRITE, Sharing::Exclusive).is_none());
         drop((shared, reader));
-        assert!(locks.alone().await.expect("no fault").is_some());
-        assert!(share(&locks, WRITE, Sharing::Exclusive).await.is_some());
-    }
-
-    #[tokio::test]
-    async fn who_has_it_alone_is_waited_for() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let locks = locks(&directory);
         let alone = locks.alone_now().expect("no fault");
         assert!(alone.is_some());
-        let waiting = [
-            tokio::spawn({
-                let locks = locks.clone();
-                async move { share(&locks, WRITE, Sharing::Exclusive).await.is_some() }
-            }),
-            tokio::spawn({
-                let locks = locks.clone();
-                // The writer may have been first.
-                async move { locks.alone().await.is_ok() }
-            }),
-        ];
-        tokio::time::sleep(Duration::from_millis(40)).await;
-        assert!(waiting.iter().all(|task| !task.is_finished()));
+        assert!(share(&locks, READ, Sharing::Shared).is_none());
         drop(alone);
-        for task in waiting {
-            assert!(task.await.expect("no panic"));
-        }
-    }
-
-    #[tokio::test]
-    async fn forgotten_files_keep_nobody_apart() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let locks = locks(&directory);
-        let writer = share(&locks, WRITE, Sharing::Exclusive).await;
-        drop(writer);
-        let alone = locks
-            .alone()
-            .await
-            .expect("no fault")
-            .expect("nobody is there");
-        locks.forget(alone);
-        let left = std::fs::read_dir(directory.path()).expect("list").count();
-        assert_eq!(left, 0);
-        let first = share(&locks, WRITE, Sharing::Exclusive).await;
-        assert!(first.is_some());
-        assert!(share(&locks, WRITE, Sharing::Exclusive).await.is_none());
+        assert!(share(&locks, WRITE, Sharing::Exclusive).is_some());
     }
 
     #[test]
@@ -300,19 +273,63 @@ mod tests {
         });
     }
 
+    #[tokio::test]
+    async fn who_opens_a_volume_waits_for_who_has_it_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let locks = locks(&directory);
+        let alone = locks.alone_now().expect("no fault");
+        assert!(alone.is_some());
+        let waiting = tokio::spawn({
+            let locks = locks.clone();
+            async move { locks.share(WRITE, Sharing::Exclusive).await }
+        });
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        assert!(!waiting.is_finished());
+        drop(alone);
+        let writer = waiting.await.expect("no panic").expect("no fault");
+        assert!(writer.is_some());
+    }
+
     #[test]
-    fn shared_locks_are_counted() {
+    fn forgotten_files_keep_nobody_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let locks = locks(&directory);
+        drop(share(&locks, WRITE, Sharing::Exclusive));
+        let alone = locks.alone_now().expect("no fault").expect("nobody else");
+        locks.forget(alone);
+        let left = std::fs::read_dir(directory.path()).expect("list").count();
+        assert_eq!(left, 0);
+        let first = share(&locks, WRITE, Sharing::Exclusive);
+        assert!(first.is_some());
+        assert!(share(&locks, WRITE, Sharing::Exclusive).is_none());
+    }
+
+    #[test]
+    fn locks_are_counted_by_what_they_are() {
+        let device = libc::makedev(0, 0x18);
         let line = "12: FLOCK  ADVISORY  READ  812 00:18:4711 0 EOF";
-        assert!(is_shared(line, libc::makedev(0, 0x18), 4711));
-        assert!(!is_shared(line, libc::makedev(0, 0x18), 4712));
-        assert!(!is_shared(line, libc::makedev(1, 0x18), 4711));
+        assert!(is_held(line, device, 4711, Mode::Shared));
+        assert!(!is_held(line, device, 4712, Mode::Shared));
+        assert!(!is_held(line, libc::makedev(1, 0x18), 4711, Mode::Shared));
+        assert!(!is_held(line, device, 4711, Mode::Alone));
+        let line = "12: FLOCK  ADVISORY  WRITE 812 00:18:4711 0 EOF";
+        assert!(is_held(line, device, 4711, Mode::Alone));
         for other in [
-            "12: FLOCK  ADVISORY  WRITE 812 00:18:4711 0 EOF",
+            line,
             "12: POSIX  ADVISORY  READ  812 00:18:4711 0 EOF",
             "12: -> FLOCK  ADVISORY  READ  812 00:18:4711 0 EOF",
             "",
         ] {
-            assert!(!is_shared(other, libc::makedev(0, 0x18), 4711), "{other}");
+            assert!(!is_held(other, device, 4711, Mode::Shared), "{other}");
         }
+    }
+
+    #[test]
+    fn own_locks_are_seen() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let locks = locks(&directory);
+        let _reader = share(&locks, READ, Sharing::Exclusive);
+        let _writer = share(&locks, WRITE, Sharing::Exclusive);
+        assert_eq!(locks.opens(), 3);
     }
 }

@@ -117,6 +117,14 @@ pub struct Lv {
     pub check_needed: bool,
 }
 
+impl Lv {
+    /// Whether LVM's metadata lets its device take writes. What is not active is reported as
+    /// `unknown` then.
+    pub fn is_writable(&self) -> bool {
+        self.permissions != "read-only"
+    }
+}
+
 /// What was reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
