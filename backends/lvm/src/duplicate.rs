@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use volmux_core::transfer::copy_device;
 use volmux_core::{
-    Access, BlockDevice, ByteSize, Control, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, Sharing,
+    Access, ByteSize, Control, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, Sharing,
     SpaceRequest, Volume, VolumeName,
 };
 

@@ -150,9 +150,15 @@ pub fn fuzz(bytes: &[u8]) {
     let (label, rest) = bytes.split_at(bytes.len().min(160));
     let _ = read_stamp(&|offset, block| {
         block.fill(0);
-        let (from, at) = if offset == 0 { (label, SECTOR) } else { (rest, 0) };
+        let (from, at) = if offset == 0 {
+            (label, SECTOR)
+        } else {
+            (rest, 0)
+        };
         let skipped = offset.saturating_sub(BLOCK as u64) as usize;
-        let from = from.get(if offset == 0 { 0 } else { skipped }..).unwrap_or_default();
+        let from = from
+            .get(if offset == 0 { 0 } else { skipped }..)
+            .unwrap_or_default();
         let length = from.len().min(block.len() - at);
         block[at..at + length].copy_from_slice(&from[..length]);
         Ok(())
