@@ -386,7 +386,7 @@ impl Change {
         };
         let args = ["lvremove", "-f", "-y", &path];
         self.run(&args, commits, |report| {
-            report.lvs.retain(|known| known.name != lv)
+            report.lvs.retain(|known| known.name != lv);
         })
         .await
     }
