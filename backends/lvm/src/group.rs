@@ -359,15 +359,14 @@ impl Change {
         self.run(&args, 2, |report| report.lvs.push(made)).await
     }
 
-    /// Makes a thick volume of `size` bytes, active, and full of what was there before.
+    /// Makes a thick volume of `size` bytes, inactive, and full of what was there before.
     ///
     /// # Errors
     /// What lvm2 complains of.
     pub async fn create_thick(&mut self, name: &str, size: u64, tags: &[String]) -> Result<()> {
         let (group, size) = (self.client.config.group.clone(), format!("{size}b"));
-        let mut args = vec![
-            "lvcreate", "-y", "-L", &size, "-n", name, "-ky", "-ay", "-K",
-        ];
+        let mut args = vec!["lvcreate", "-y", "-L", &size, "-n", name, "-ky", "-an"];
+        // It is not active, and is zeroed as a whole later.
         args.extend(["-Wn", "-Zn"]);
         add_tags(&mut args, tags);
         args.push(&group);
@@ -387,7 +386,7 @@ impl Change {
         };
         let args = ["lvremove", "-f", "-y", &path];
         self.run(&args, commits, |report| {
-            report.lvs.retain(|known| known.name != lv)
+            report.lvs.retain(|known| known.name != lv);
         })
         .await
     }
