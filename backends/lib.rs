@@ -4,6 +4,7 @@
 //! [`registry`]`().open(url)`.
 
 pub use volmux_core::*;
+pub use volmux_lvm as lvm;
 pub use volmux_nfs as nfs;
 pub use volmux_object as object;
 
@@ -11,6 +12,7 @@ pub use volmux_object as object;
 pub fn registry() -> Registry {
     Registry::new()
         .with(memory::MemoryBackend)
+        .with(lvm::LvmBackend)
         .with(nfs::DirBackend)
         .with(object::ObjectBackend)
 }

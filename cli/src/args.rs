@@ -195,7 +195,9 @@ pub enum VolumeCommand {
     Import(ImportArgs),
     /// Write a volume to an image file (to serve it over NBD: volmux export)
     Export(ExportArgs),
-    /// End an attachment whose holder is gone for good; refused while its writer still runs
+    /// Make a volume reachable for a host or a virtual machine, and print its path
+    Attach(AttachArgs),
+    /// End an attachment; refused while somebody still uses it
     Detach {
         /// The volume's name
         name: String,
@@ -209,6 +211,20 @@ pub enum VolumeCommand {
         /// The new volume's name
         name: String,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct AttachArgs {
+    /// The volume's name
+    pub name: String,
+    /// Who it is for: the name of a host or a virtual machine, to be given to detach
+    pub holder: String,
+    /// For reading only
+    #[arg(short, long)]
+    pub read_only: bool,
+    /// Let others write too who ask for the same
+    #[arg(long)]
+    pub shared: bool,
 }
 
 #[derive(Args, Debug)]

@@ -1,12 +1,12 @@
 //! What destroys or replaces data: delete, revert, resize. Each can be tried without effect.
 
 use volmux::{
-    ByteSize, Error, ErrorKind, Holder, OpenOptions, OriginKind, Pool, PoolExt, Provisioning,
+    ByteSize, Error, ErrorKind, OpenOptions, OriginKind, Pool, PoolExt, Provisioning,
     ResizeOptions, Result, RevertOptions, SpaceRequest, Support, Volume, VolumeName,
 };
 
 use crate::app::App;
-use crate::output::{DeleteDoc, DetachDoc, DryRunDoc, VolumeDoc};
+use crate::output::{DeleteDoc, DryRunDoc, VolumeDoc};
 use crate::volume::show_made;
 
 /// Deletes each of `names`; one that can't be deleted does not stop the others.
@@ -54,25 +54,6 @@ async fn delete_one(app: &App, pool: &dyn Pool, name: &VolumeName, dry_run: bool
         true => format!("deleted {name}"),
         false => format!("{name} does not exist: nothing to delete"),
     })
-}
-
-/// Ends an attachment.
-///
-/// # Errors
-/// Those of the pool.
-pub async fn detach(app: &App, name: &str, holder: &str) -> Result<u8> {
-    let (name, holder) = (VolumeName::new(name)?, Holder::new(holder)?);
-    let pool = app.pool().await?;
-    app.guard("detach_volume", pool.detach_volume(&name, &holder))
-        .await?;
-    let document = DetachDoc {
-        schema: "volmux.detach.v1",
-        name: name.as_str(),
-        holder: holder.as_str(),
-    };
-    app.out
-        .show(&document, || format!("{name} is not attached to {holder}"))?;
-    Ok(0)
 }
 
 fn delete_effect(volume: &Volume) -> String {

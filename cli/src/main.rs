@@ -2,6 +2,7 @@
 
 mod app;
 mod args;
+mod attach;
 mod config;
 mod destroy;
 mod export;

@@ -9,7 +9,7 @@ use volmux::{
 use crate::app::{App, new_name};
 use crate::args::{SortKey, VolumeCommand};
 use crate::output::{VolumeDoc, fragments_text, list_heading, list_line, made_line, volume_text};
-use crate::{destroy, export, extents, import};
+use crate::{attach, destroy, export, extents, import};
 
 /// Runs a volume command and gives the exit code.
 ///
@@ -49,7 +49,8 @@ pub async fn run(app: &App, command: VolumeCommand) -> Result<u8> {
         }
         C::Import(args) => import::run(app, &args).await,
         C::Export(args) => export::run(app, &args).await,
-        C::Detach { name, holder } => destroy::detach(app, &name, &holder).await,
+        C::Attach(args) => attach::attach(app, &args).await,
+        C::Detach { name, holder } => attach::detach(app, &name, &holder).await,
         C::Adopt { what, name } => adopt(app, &what, &name).await,
     }
 }

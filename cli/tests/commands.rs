@@ -5,7 +5,6 @@ mod common;
 
 use common::{Place, normal};
 use serde_json::{Value, json};
-use volmux::{Access, AttachOptions, Holder, Sharing, VolumeName};
 
 const MIB: u64 = 1 << 20;
 
@@ -302,26 +301,37 @@ fn adopt_takes_a_file_over() {
         .error(11, "NotFound");
 }
 
-/// Attaches `name` for writing, as a program on another host would.
-fn attach(place: &Place, name: &str, holder: &str) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let attached = runtime.block_on(async {
-        let pool = volmux::registry().open(&place.url()).await?;
-        let options = AttachOptions {
-            holder: Holder::new(holder)?,
-            access: Access::ReadWrite,
-            sharing: Sharing::Exclusive,
-        };
-        pool.attach_volume(&VolumeName::new(name)?, options).await
-    });
-    attached.expect("attach");
+#[test]
+fn attach_prints_where_the_volume_is() {
+    let place = Place::new();
+    place.run(&["volume", "create", "web", "1MiB"]).ok();
+    let path = place.run(&["volume", "attach", "web", "host-1"]).ok();
+    let length = std::fs::metadata(path.trim_end()).expect("a file").len();
+    assert_eq!(length, 1 << 20);
+    let again = place.json(&["volume", "attach", "web", "host-1"]).json();
+    assert_eq!(again["path"], path.trim_end());
+    assert_eq!(
+        (&again["kind"], &again["access"]),
+        (&"file".into(), &"read-write".into())
+    );
+    place
+        .json(&["volume", "attach", "web", "host-2"])
+        .error(17, "Busy");
+    let reads = ["volume", "attach", "web", "host-2", "--read-only"];
+    assert_eq!(place.json(&reads).json()["access"], "read-only");
+    place
+        .json(&["volume", "attach", "nix", "host-2"])
+        .error(11, "NotFound");
+    place
+        .json(&["volume", "attach", "web", "no spaces"])
+        .error(14, "InvalidInput");
 }
 
 #[test]
 fn detach_frees_a_volume_whose_holder_is_gone() {
     let place = Place::new();
     place.run(&["volume", "create", "web", "1MiB"]).ok();
-    attach(&place, "web", "host-9");
+    place.run(&["volume", "attach", "web", "host-9"]).ok();
     let busy = place.json(&["volume", "delete", "web"]).error(17, "Busy");
     assert_eq!(busy["context"]["attached_to"], "host-9");
     let done = place.json(&["volume", "detach", "web", "host-9"]).json();

@@ -19,6 +19,7 @@ mod pool;
 mod registry;
 mod size;
 pub mod transfer;
+mod turns;
 mod usage;
 mod volume;
 
@@ -36,5 +37,6 @@ pub use pool::{
 };
 pub use registry::{Backend, PoolUrl, Registry};
 pub use size::{ByteRange, ByteSize};
+pub use turns::{Names, Turns};
 pub use usage::{MetadataUsage, Pressure, SpaceRequest, ThinPolicy, Usage};
 pub use volume::{Origin, OriginKind, Provisioning, Volume, VolumeId, VolumeName};

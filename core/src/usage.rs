@@ -1,6 +1,7 @@
 //! How full a pool is, and the policy that keeps a thin pool from running dry.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -20,6 +21,9 @@ pub struct Usage {
     pub provisioned: ByteSize,
     /// Occupancy of the store's metadata, where that can run out by itself.
     pub metadata: Option<MetadataUsage>,
+    /// When data or metadata will be full if they go on growing as they did of late. `None` where
+    /// the backend does not watch that, has not watched for long enough, or nothing grows.
+    pub time_to_full: Option<Duration>,
 }
 
 /// Occupancy of a store's metadata, in the store's own unit (inodes of a file system, bytes of an
@@ -240,7 +244,7 @@ mod tests {
             used: ByteSize::new(used),
             free: ByteSize::new(free),
             provisioned: ByteSize::new(provisioned),
-            metadata: None,
+            ..Usage::default()
         }
     }
 

@@ -9,8 +9,8 @@ use rustix::fs::OFlags;
 use volmux_core::{
     AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, Capabilities,
     CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
-    ExtentQuery, ExtentStream, Holder, OpenOptions, OriginKind, Pool, PoolUrl, ResizeOptions,
-    Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Usage, Volume, VolumeName,
+    ExtentQuery, ExtentStream, Holder, Names, OpenOptions, OriginKind, Pool, PoolUrl, ResizeOptions,
+    Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Turns, Usage, Volume, VolumeName,
 };
 
 use crate::DirConfig;
@@ -18,7 +18,7 @@ use crate::device::{FileDevice, OpenVolumes};
 use crate::duplicate::Quiet;
 use crate::known::KnownRecords;
 use crate::layout::{Layout, PoolDirs, file_error};
-use crate::queue::{Names, Stop, Turns, run};
+use crate::queue::{Stop, run};
 use crate::record::VolumeRecord;
 use crate::sys::Locked;
 use crate::{extents, inuse, sys};

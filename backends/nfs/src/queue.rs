@@ -1,48 +1,12 @@
-//! Order among the operations of one pool object.
-//!
-//! An operation whose future was dropped may still be running on its thread. Whoever next wants to
-//! change the same name waits for it here, so that calling again converges.
+//! Work on threads that may block, and how it is stopped.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{self, Stream};
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use volmux_core::{Control, Error, ErrorKind, Result, VolumeName};
-
-type NameMutex = Arc<tokio::sync::Mutex<()>>;
-/// One's turn on some names, until it is dropped.
-pub type Turns = Vec<OwnedMutexGuard<()>>;
-
-/// One waiting line a name.
-#[derive(Debug, Default)]
-pub struct Names(Mutex<HashMap<VolumeName, NameMutex>>);
-
-impl Names {
-    /// Waits for one's turn on each of `names`.
-    pub async fn turn(&self, names: &[&VolumeName]) -> Turns {
-        // In one order everywhere, so that two operations never wait for each other.
-        let mut names = names.to_vec();
-        names.sort_unstable();
-        names.dedup();
-        let mut turns = Vec::with_capacity(names.len());
-        for name in names {
-            let mutex = self.mutex(name);
-            turns.push(mutex.lock_owned().await);
-        }
-        turns
-    }
-
-    fn mutex(&self, name: &VolumeName) -> NameMutex {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if names.len() >= 1024 {
-            names.retain(|_, mutex| Arc::strong_count(mutex) > 1);
-        }
-        names.entry(name.clone()).or_default().clone()
-    }
-}
+use volmux_core::{Control, Error, ErrorKind, Result};
 
 /// Tells long work to stop: the caller cancelled, or dropped the future.
 #[derive(Clone, Debug)]

@@ -15,12 +15,12 @@ impl Inner {
             total: bytes(stat.f_blocks),
             used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
             free: bytes(stat.f_bavail),
-            provisioned: ByteSize::ZERO,
             // Zero where inodes are not a resource of their own (btrfs).
             metadata: (stat.f_files > 0).then(|| MetadataUsage {
                 total: stat.f_files,
                 used: stat.f_files.saturating_sub(stat.f_ffree),
             }),
+            ..Usage::default()
         })
     }
 

@@ -86,7 +86,7 @@ impl Space {
             used: ByteSize::ZERO,
             free: ByteSize::new(UNLIMITED),
             provisioned: ByteSize::new(provisioned.try_into().unwrap_or(u64::MAX)),
-            metadata: None,
+            ..Usage::default()
         }
     }
 }

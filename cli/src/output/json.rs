@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use volmux::{
-    AuditReport, ByteSize, Capabilities, Collected, FindingKind, Origin, Pool, Pressure,
-    Provisioning, ThinPolicy, Usage, Volume, VolumeId,
+    Access, AttachTarget, Attachment, AuditReport, ByteSize, Capabilities, Collected, FindingKind,
+    Origin, Pool, Pressure, Provisioning, ThinPolicy, Usage, Volume, VolumeId,
 };
 
 /// The last second that RFC 3339 can write.
@@ -76,6 +76,7 @@ struct UsageDoc {
     used_percent: f64,
     overcommit: f64,
     metadata: Option<MetadataDoc>,
+    time_to_full_seconds: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -110,6 +111,7 @@ impl PoolDoc {
                     total: m.total,
                     used: m.used,
                 }),
+                time_to_full_seconds: usage.time_to_full.map(|time| time.as_secs()),
             },
             policy: PolicyDoc {
                 overcommit_limit: policy.overcommit_limit,
@@ -181,6 +183,38 @@ impl CollectedDoc {
             pool: pool.to_string(),
             freed: collected.freed,
             objects: collected.objects,
+        }
+    }
+}
+
+/// A volume that is attached.
+#[derive(Serialize)]
+pub struct AttachmentDoc<'a> {
+    schema: &'static str,
+    name: &'a str,
+    id: String,
+    holder: &'a str,
+    access: Access,
+    kind: &'static str,
+    path: Option<&'a Path>,
+}
+
+impl<'a> From<&'a Attachment> for AttachmentDoc<'a> {
+    fn from(attached: &'a Attachment) -> Self {
+        let (kind, path) = match &attached.target {
+            AttachTarget::File { path } => ("file", Some(path.as_path())),
+            AttachTarget::BlockDevice { path } => ("block-device", Some(path.as_path())),
+            // Kinds that later versions may add.
+            _ => ("other", None),
+        };
+        AttachmentDoc {
+            schema: "volmux.attachment.v1",
+            name: attached.volume.as_str(),
+            id: attached.id.to_string(),
+            holder: attached.holder.as_str(),
+            access: attached.access,
+            kind,
+            path,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Text for people.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use volmux::{AuditReport, ByteSize, Collected, Pool, Pressure, Usage, Volume};
 
@@ -133,6 +134,13 @@ pub fn pool_text(pool: &dyn Pool, usage: &Usage) -> String {
             "metadata",
             format!("{} of {}, {percent:.1} %", m.used, m.total),
         );
+    }
+    if let Some(time) = usage.time_to_full {
+        // To the hour, or to the minute on the last day.
+        let unit = if time.as_secs() > 86_400 { 3600 } else { 60 };
+        let rounded = Duration::from_secs(time.as_secs() / unit * unit);
+        let shown = humantime::format_duration(rounded);
+        fields.add("full in", format!("{shown}, at the pace of late"));
     }
     fields.add("warn mark", format!("{} %", policy.warn_percent));
     fields.add("refuse mark", format!("{} %", policy.refuse_percent));

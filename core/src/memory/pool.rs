@@ -109,7 +109,7 @@ impl MemoryPool {
             used: bytes(used),
             free: bytes(self.space.total().saturating_sub(used)),
             provisioned: ByteSize::new(volumes.provisioned.try_into().unwrap_or(u64::MAX)),
-            metadata: None,
+            ..Usage::default()
         }
     }
 

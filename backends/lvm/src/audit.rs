@@ -1,0 +1,328 @@
+//! Audit: what interrupted work left behind, in LVM's metadata, in the kernel and in the thin pool.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use volmux_core::{
+    AuditOptions, AuditReport, ByteSize, Error, Finding, FindingKind, Result, VolumeId, VolumeName,
+};
+
+use crate::dm::{self, PoolStatus};
+use crate::group::Change;
+use crate::lifecycle::finished;
+use crate::locks::{Use, VolumeLocks};
+use crate::names;
+use crate::orphans;
+use crate::pool::Inner;
+use crate::report::Lv;
+use crate::tags::Work;
+use crate::trouble;
+use crate::view::{Entry, View};
+
+const OP: &str = "audit";
+/// lvm2 suspends a device for less than that.
+const SUSPENDED: Duration = Duration::from_secs(2);
+
+pub async fn audit(inner: Arc<Inner>, options: AuditOptions) -> Result<AuditReport> {
+    // Fresh: what is active, and the pool's transaction, change without a commit.
+    inner.client.forget().await;
+    if inner.client.config.read_only && !options.repair {
+        let view = inner.client.look(OP).await?;
+        let mut audit = Audit::new(inner, None, &view);
+        audit.look(&view).await?;
+        return Ok(audit.report);
+    }
+    let change = inner.client.change(OP).await?;
+    let view = change.view().clone();
+    let repair = options.repair.then_some(change);
+    let mut audit = Audit::new(inner, repair, &view);
+    audit.look(&view).await?;
+    Ok(audit.report)
+}
+
+struct Audit {
+    inner: Arc<Inner>,
+    /// Where it may repair.
+    change: Option<Change>,
+    report: AuditReport,
+}
+
+impl Audit {
+    fn new(inner: Arc<Inner>, change: Option<Change>, view: &View) -> Self {
+        let report = AuditReport {
+            findings: Vec::new(),
+            volumes: view.volumes.len() as u64,
+        };
+        Audit {
+            inner,
+            change,
+            report,
+        }
+    }
+
+    async fn look(&mut self, view: &View) -> Result<()> {
+        self.pool(view)?;
+        for (lv, reason) in &view.damaged {
+            self.found(FindingKind::Damaged, &lv.name, reason.clone(), None, false);
+        }
+        for lv in &view.foreign {
+            let detail = "a logical volume that volmux did not make; adopt takes it over";
+            self.found(FindingKind::Foreign, &lv.name, detail.into(), None, false);
+        }
+        for entry in view.volumes.values() {
+            self.unfinished(entry).await?;
+        }
+        for entry in view.half_made.values() {
+            self.half_made(entry).await?;
+        }
+        for lv in &view.leftovers {
+            self.leftover(lv).await?;
+        }
+        for entry in view.volumes.values() {
+            self.device(entry).await?;
+        }
+        self.orphans(view).await
+    }
+
+    fn found(
+        &mut self,
+        kind: FindingKind,
+        object: &str,
+        detail: String,
+        bytes: Option<ByteSize>,
+        repaired: bool,
+    ) {
+        let object = object.to_owned();
+        self.report.findings.push(Finding {
+            kind,
+            object,
+            detail,
+            bytes,
+            repaired,
+        });
+    }
+
+    /// Whether the thin pool works, and the kernel and LVM agree on it.
+    fn pool(&mut self, view: &View) -> Result<()> {
+        let Some(pool) = &view.pool else {
+            return Ok(());
+        };
+        let group = &self.inner.client.config.group;
+        let status = dm::pool_status(group, &pool.name).map_err(|e| Error::from_io(OP, e))?;
+        let Some((_, status)) = status else {
+            return Ok(());
+        };
+        if let Some(trouble) = trouble::of(group, &pool.name, status) {
+            let detail = trouble.error(OP).to_string();
+            self.found(FindingKind::Damaged, &pool.name, detail, None, false);
+        }
+        if let (PoolStatus::Ok(state), Some(expected)) = (status, pool.transaction_id)
+            && state.transaction_id != expected
+        {
+            let detail = format!(
+                "the kernel's thin pool is at transaction {} and LVM's metadata at {expected}: one \
+                 of the two is from another time. Make no volumes; see man lvmthin",
+                state.transaction_id
+            );
+            self.found(FindingKind::Damaged, &pool.name, detail, None, false);
+        }
+        Ok(())
+    }
+
+    async fn unfinished(&mut self, entry: &Entry) -> Result<()> {
+        let detail = match &entry.record.work {
+            Some(Work::Naming(_)) => "a revert or an adoption was interrupted after it took effect",
+            Some(Work::Shrinking(_)) => "a shrink was interrupted after it took effect",
+            Some(Work::Making) | None => return Ok(()),
+        };
+        let repaired = match &mut self.change {
+            Some(change) => {
+                finished(&self.inner, OP, change, &entry.name).await?;
+                true
+            }
+            None => false,
+        };
+        self.found(
+            FindingKind::Unfinished,
+            entry.name.as_str(),
+            detail.into(),
+            None,
+            repaired,
+        );
+        Ok(())
+    }
+
+    async fn half_made(&mut self, entry: &Entry) -> Result<()> {
+        let locks = VolumeLocks::of(&self.inner.client, OP, entry.record.id)?;
+        let Some(alone) = locks.alone_now()? else {
+            return Ok(());
+        };
+        let detail = "a volume that was being made when its maker went away";
+        self.remove(&entry.lv, detail).await?;
+        locks.forget(alone);
+        Ok(())
+    }
+
+    async fn leftover(&mut self, lv: &Lv) -> Result<()> {
+        // The repair of a volume may have removed it already.
+        let gone = |change: &Change| !change.view().names.contains(&lv.name);
+        if self.change.as_ref().is_some_and(gone) {
+            let detail = "left by a revert".into();
+            self.found(FindingKind::Leftover, &lv.name, detail, Some(lv.size), true);
+            return Ok(());
+        }
+        // The source of a copy that is under way is used by whoever makes the copy.
+        let _alone = match names::id_of_hidden(&lv.name) {
+            Some(id) => match self.not_in_use(id)? {
+                Some(alone) => Some(alone),
+                None => return Ok(()),
+            },
+            None => None,
+        };
+        self.remove(lv, "left by work that was interrupted").await
+    }
+
+    fn not_in_use(&self, id: VolumeId) -> Result<Option<Use>> {
+        VolumeLocks::of(&self.inner.client, OP, id)?.alone_now()
+    }
+
+    async fn remove(&mut self, lv: &Lv, detail: &str) -> Result<()> {
+        let repaired = match &mut self.change {
+            Some(change) => {
+                change.remove(&lv.name).await?;
+                true
+            }
+            None => false,
+        };
+        self.found(
+            FindingKind::Leftover,
+            &lv.name,
+            detail.into(),
+            Some(lv.size),
+            repaired,
+        );
+        Ok(())
+    }
+
+    /// Whether the device of a volume is as it should be.
+    async fn device(&mut self, entry: &Entry) -> Result<()> {
+        let name = dm::dm_name(&self.inner.client.config.group, &entry.lv.name);
+        let info = |name: &str| dm::info(name).map_err(|error| Error::from_io(OP, error));
+        let attached = !entry.record.attachments.is_empty();
+        let Some(found) = info(&name)? else {
+            if attached {
+                self.put_right(entry, "it is attached and not active", Put::Activate)
+                    .await?;
+            }
+            return Ok(());
+        };
+        if found.suspended {
+            tokio::time::sleep(SUSPENDED).await;
+            if info(&name)?.is_some_and(|info| info.suspended) {
+                let detail = "its device is suspended: a command was interrupted";
+                self.put_right(entry, detail, Put::Resume).await?;
+            }
+        }
+        if attached || found.open_count > 0 {
+            return Ok(());
+        }
+        if let Some(_alone) = self.not_in_use(entry.record.id)?
+            && info(&name)?.is_some_and(|info| info.open_count == 0)
+        {
+            self.put_right(entry, "it is active, and nobody uses it", Put::Deactivate)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn put_right(&mut self, entry: &Entry, detail: &str, put: Put) -> Result<()> {
+        let client = self.inner.client.clone();
+        let lv = self
+            .now(&entry.name)
+            .unwrap_or_else(|| entry.lv.name.clone());
+        let repaired = match (&self.change, put) {
+            (None, _) => false,
+            (Some(_), Put::Activate) => client.activate(OP, &lv).await.is_ok(),
+            (Some(_), Put::Deactivate) => client.deactivate(OP, &lv).await?,
+            (Some(_), Put::Resume) => {
+                let path = format!("{}/{lv}", client.config.group);
+                client
+                    .commands
+                    .lvm(OP, &["lvchange", "--refresh", &path])
+                    .await
+                    .is_ok()
+            }
+        };
+        let name = entry.name.as_str();
+        self.found(FindingKind::Unfinished, name, detail.into(), None, repaired);
+        Ok(())
+    }
+
+    /// What a volume's logical volume is called now.
+    fn now(&self, name: &VolumeName) -> Option<String> {
+        let change = self.change.as_ref()?;
+        change.view().find(name).map(|entry| entry.lv.name.clone())
+    }
+
+    /// Thin devices that LVM does not know, and volumes that the thin pool does not know.
+    async fn orphans(&mut self, view: &View) -> Result<()> {
+        let Some(pool) = view
+            .pool
+            .as_ref()
+            .filter(|pool| is_active(&self.inner, pool))
+        else {
+            return Ok(());
+        };
+        let inside = self.inner.thin_devices(OP, view).await?;
+        let known: BTreeSet<u64> = thin_ids(view, &pool.name);
+        for lv in view.report.lvs.iter().filter(|lv| lv.pool == pool.name) {
+            if lv.thin_id.is_some_and(|id| !inside.contains_key(&id)) {
+                let detail = "the thin pool does not know it: its content is lost";
+                self.found(FindingKind::Damaged, &lv.name, detail.into(), None, false);
+            }
+        }
+        for (id, (mapped, _)) in inside {
+            if known.contains(&id) {
+                continue;
+            }
+            // What was made or removed since the report is none.
+            let Some(orphan) = orphans::lock(&self.inner, OP, id).await? else {
+                continue;
+            };
+            let repaired = match &self.change {
+                Some(_) => orphan.delete(OP).map(|()| true)?,
+                None => false,
+            };
+            let detail = "a thin device that no logical volume has".to_owned();
+            let object = format!("{}, device {id}", pool.name);
+            self.found(
+                FindingKind::Leftover,
+                &object,
+                detail,
+                Some(mapped),
+                repaired,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// How a device is put right.
+#[derive(Clone, Copy, Debug)]
+enum Put {
+    Activate,
+    Deactivate,
+    Resume,
+}
+
+fn is_active(inner: &Inner, pool: &Lv) -> bool {
+    let status = dm::pool_status(&inner.client.config.group, &pool.name);
+    matches!(status, Ok(Some((_, PoolStatus::Ok(_)))))
+}
+
+/// The thin devices that LVM knows in a pool.
+pub fn thin_ids(view: &View, pool: &str) -> BTreeSet<u64> {
+    let inside = view.report.lvs.iter().filter(|lv| lv.pool == pool);
+    inside.filter_map(|lv| lv.thin_id).collect()
+}

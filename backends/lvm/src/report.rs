@@ -1,0 +1,236 @@
+//! What `lvs --reportformat json` says of a volume group. Pure: text in, structures out.
+
+use serde::{Deserialize, Deserializer};
+use volmux_core::ByteSize;
+
+/// The columns that are asked for, with `--units b --nosuffix --binary`.
+pub const COLUMNS: &str = "lv_name,lv_size,lv_tags,segtype,pool_lv,origin,thin_id,\
+    transaction_id,data_percent,metadata_percent,lv_metadata_size,chunk_size,zero,discards,\
+    lv_when_full,lv_active,lv_device_open,lv_permissions,lv_skip_activation,lv_suspended,\
+    lv_health_status,lv_check_needed,vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,\
+    vg_lock_type,vg_partial,vg_exported,vg_permissions";
+
+/// The columns of a group alone, for one that holds no logical volume.
+pub const GROUP_COLUMNS: &str = "vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,\
+    vg_lock_type,vg_partial,vg_exported,vg_permissions";
+
+/// A volume group.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Group {
+    /// Its name.
+    #[serde(rename = "vg_name")]
+    pub name: String,
+    /// Its identity.
+    #[serde(rename = "vg_uuid")]
+    pub uuid: String,
+    /// The number of its last commit.
+    #[serde(rename = "vg_seqno", deserialize_with = "number")]
+    pub seqno: u64,
+    /// Logical volumes have a multiple of this many bytes.
+    #[serde(rename = "vg_extent_size", deserialize_with = "number")]
+    pub extent_size: u64,
+    /// Bytes in all.
+    #[serde(rename = "vg_size", deserialize_with = "bytes")]
+    pub size: ByteSize,
+    /// Bytes that no logical volume has.
+    #[serde(rename = "vg_free", deserialize_with = "bytes")]
+    pub free: ByteSize,
+    /// `sanlock` or `dlm` for a group that several hosts share.
+    #[serde(rename = "vg_lock_type")]
+    pub lock_type: String,
+    /// Whether a physical volume is missing.
+    #[serde(rename = "vg_partial", deserialize_with = "flag")]
+    pub partial: bool,
+    /// Whether it was exported.
+    #[serde(rename = "vg_exported", deserialize_with = "flag")]
+    pub exported: bool,
+    /// `writeable` or `read-only`.
+    #[serde(rename = "vg_permissions")]
+    pub permissions: String,
+}
+
+/// A logical volume. What is known only while it is active is `None` otherwise.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Lv {
+    /// Its name.
+    #[serde(rename = "lv_name")]
+    pub name: String,
+    /// Its size.
+    #[serde(rename = "lv_size", deserialize_with = "bytes")]
+    pub size: ByteSize,
+    /// Its tags.
+    #[serde(rename = "lv_tags", deserialize_with = "list")]
+    pub tags: Vec<String>,
+    /// `thin`, `thin-pool`, `linear`, `striped` and so on.
+    pub segtype: String,
+    /// The thin pool that a thin volume lies in.
+    #[serde(rename = "pool_lv")]
+    pub pool: String,
+    /// What a snapshot was made of, as LVM knows it.
+    pub origin: String,
+    /// The number of a thin volume in the pool's metadata.
+    #[serde(deserialize_with = "optional")]
+    pub thin_id: Option<u64>,
+    /// A pool's transaction, as LVM knows it.
+    #[serde(deserialize_with = "optional")]
+    pub transaction_id: Option<u64>,
+    /// How full a pool, or how much of a thin volume is mapped.
+    #[serde(deserialize_with = "optional")]
+    pub data_percent: Option<f64>,
+    /// How full a pool's metadata is.
+    #[serde(deserialize_with = "optional")]
+    pub metadata_percent: Option<f64>,
+    /// The size of a pool's metadata.
+    #[serde(rename = "lv_metadata_size", deserialize_with = "optional")]
+    pub metadata_size: Option<u64>,
+    /// The size of a pool's chunks.
+    #[serde(deserialize_with = "optional")]
+    pub chunk_size: Option<u64>,
+    /// Whether a pool zeroes chunks before it hands them out.
+    #[serde(deserialize_with = "flag")]
+    pub zero: bool,
+    /// `ignore`, `nopassdown` or `passdown`.
+    pub discards: String,
+    /// What a pool that is full does: `queue` or `error`.
+    #[serde(rename = "lv_when_full")]
+    pub when_full: String,
+    /// Whether there is a device.
+    #[serde(rename = "lv_active", deserialize_with = "active")]
+    pub active: bool,
+    /// Whether somebody has the device open.
+    #[serde(rename = "lv_device_open", deserialize_with = "flag")]
+    pub open: bool,
+    /// `writeable`, `read-only`, `read-only-override` or `unknown`.
+    #[serde(rename = "lv_permissions")]
+    pub permissions: String,
+    /// Whether it is left alone when the whole group is activated.
+    #[serde(rename = "lv_skip_activation", deserialize_with = "flag")]
+    pub skip_activation: bool,
+    /// Whether requests to the device wait.
+    #[serde(rename = "lv_suspended", deserialize_with = "flag")]
+    pub suspended: bool,
+    /// Empty, or what is wrong: `failed`, `out_of_data`, `metadata_read_only`, `partial`.
+    #[serde(rename = "lv_health_status")]
+    pub health: String,
+    /// Whether a pool's metadata has to be repaired.
+    #[serde(rename = "lv_check_needed", deserialize_with = "flag")]
+    pub check_needed: bool,
+}
+
+impl Lv {
+    /// Whether LVM's metadata lets its device take writes. What is not active is reported as
+    /// `unknown` then.
+    pub fn is_writable(&self) -> bool {
+        self.permissions != "read-only"
+    }
+}
+
+/// What was reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The group.
+    pub group: Group,
+    /// Its logical volumes, but for those that are parts of others.
+    pub lvs: Vec<Lv>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    #[serde(flatten)]
+    group: Group,
+    #[serde(flatten)]
+    lv: Lv,
+}
+
+#[derive(Deserialize)]
+struct Document<T> {
+    report: Vec<T>,
+}
+
+#[derive(Deserialize)]
+struct LvRows {
+    lv: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct GroupRows {
+    vg: Vec<Group>,
+}
+
+/// Reads what `lvs -o COLUMNS` printed; `Ok(None)` if there was no logical volume.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn lvs(json: &[u8]) -> Result<Option<Report>, serde_json::Error> {
+    let document: Document<LvRows> = serde_json::from_slice(json)?;
+    let mut group = None;
+    let mut lvs: Vec<Lv> = Vec::new();
+    for row in document.report.into_iter().flat_map(|report| report.lv) {
+        group.get_or_insert(row.group);
+        // One line a segment, and those of a logical volume follow each other.
+        if lvs.last().is_none_or(|last| last.name != row.lv.name) {
+            lvs.push(row.lv);
+        }
+    }
+    Ok(group.map(|group| Report { group, lvs }))
+}
+
+/// Reads what `vgs -o GROUP_COLUMNS` printed.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn vgs(json: &[u8]) -> Result<Option<Group>, serde_json::Error> {
+    let document: Document<GroupRows> = serde_json::from_slice(json)?;
+    let mut groups = document.report.into_iter().flat_map(|report| report.vg);
+    Ok(groups.next())
+}
+
+fn text<'de, D: Deserializer<'de>>(from: D) -> Result<std::borrow::Cow<'de, str>, D::Error> {
+    String::deserialize(from).map(Into::into)
+}
+
+fn wrong<E: serde::de::Error>(text: &str, wanted: &str) -> E {
+    E::custom(format_args!("{text:?} where {wanted} is expected"))
+}
+
+fn number<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let text = text(from)?;
+    text.parse().map_err(|_| wrong(&text, "a number"))
+}
+
+fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
+    number(from).map(ByteSize::new)
+}
+
+fn optional<'de, D: Deserializer<'de>, T: std::str::FromStr>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let text = text(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| wrong(&text, "a number"))
+}
+
+fn list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let text = text(from)?;
+    let parts = text.split(',').filter(|part| !part.is_empty());
+    Ok(parts.map(str::to_owned).collect())
+}
+
+/// 1, or 0, or -1 for what is not known.
+fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    let text = text(from)?;
+    match &*text {
+        "1" => Ok(true),
+        "0" | "-1" | "" => Ok(false),
+        _ => Err(wrong(&text, "1, 0 or -1")),
+    }
+}
+
+fn active<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    text(from).map(|text| !matches!(&*text, "" | "unknown"))
+}
+
+#[cfg(test)]
+mod tests;

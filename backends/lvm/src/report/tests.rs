@@ -1,0 +1,102 @@
+//! The reader on what lvm2 2.03.16 printed, and on what it never would.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A thin pool, a thin volume and a snapshot of it, and a linear volume, all but the pool inactive.
+const LVS: &[u8] = include_bytes!("lvs.json");
+
+fn recorded() -> Report {
+    lvs(LVS).expect("it is right").expect("there are some")
+}
+
+#[test]
+fn a_recorded_report_is_read() {
+    let report = recorded();
+    assert_eq!(report.group.name, "vg");
+    assert_eq!((report.group.seqno, report.group.extent_size), (9, 65536));
+    assert_eq!(report.group.free.bytes(), 195_035_136);
+    assert!(!report.group.partial && report.group.lock_type.is_empty());
+    let names: Vec<&str> = report.lvs.iter().map(|lv| lv.name.as_str()).collect();
+    assert_eq!(names, [".volmux-s1", "a", "pool", "thick"]);
+    let [snapshot, volume, pool, thick] = &report.lvs[..] else {
+        panic!("four");
+    };
+    assert_eq!((snapshot.thin_id, &*snapshot.origin), (Some(2), "a"));
+    assert_eq!(snapshot.permissions, "read-only");
+    assert_eq!(volume.tags, ["volmux.id=1234", "x:y/z&#=!"]);
+    assert!(!volume.active && volume.skip_activation && volume.data_percent.is_none());
+    assert_eq!(pool.segtype, "thin-pool");
+    assert_eq!(
+        (pool.chunk_size, pool.metadata_size),
+        (Some(65536), Some(2 << 20))
+    );
+    assert!(pool.active && pool.zero && !pool.check_needed);
+    assert_eq!(
+        (pool.data_percent, pool.metadata_percent),
+        (Some(0.0), Some(11.91))
+    );
+    assert_eq!(pool.transaction_id, Some(2));
+    assert_eq!((&*thick.segtype, thick.thin_id), ("linear", None));
+}
+
+#[test]
+fn segments_are_one_volume() {
+    let text = std::str::from_utf8(LVS).expect("UTF-8");
+    let line = text
+        .lines()
+        .find(|line| line.contains("\"thick\""))
+        .expect("it is there");
+    let twice = text.replace(line, &format!("{line},\n{line}"));
+    assert_eq!(lvs(twice.as_bytes()).expect("right"), Some(recorded()));
+}
+
+#[test]
+fn no_volumes_are_none() {
+    let none = lvs(br#"{"report": [{"lv": []}]}"#);
+    assert_eq!(none.expect("right"), None);
+}
+
+#[test]
+fn a_group_is_read() {
+    let json = br#"{"report": [{"vg": [{"vg_name":"vg", "vg_uuid":"x", "vg_seqno":"1",
+        "vg_extent_size":"4194304", "vg_size":"264241152", "vg_free":"264241152",
+        "vg_lock_type":"sanlock", "vg_partial":"0", "vg_exported":"0",
+        "vg_permissions":"writeable"}]}]}"#;
+    let group = vgs(json).expect("right").expect("one");
+    assert_eq!((group.seqno, &*group.lock_type), (1, "sanlock"));
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_told() {
+    let text = std::str::from_utf8(LVS).expect("UTF-8");
+    for (from, to) in [
+        ("\"lv_size\":\"16777216\"", "\"lv_size\":\"16m\""),
+        ("\"vg_seqno\":\"9\", ", ""),
+        ("\"zero\":\"1\"", "\"zero\":\"maybe\""),
+        ("\"thin_id\":\"2\"", "\"thin_id\":\"-2\""),
+    ] {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text, "{from}");
+        lvs(changed.as_bytes()).expect_err(from);
+    }
+    for cut in (0..LVS.len() - 4).step_by(97) {
+        lvs(&LVS[..cut]).expect_err("it was cut off");
+    }
+}
+
+proptest! {
+    #[test]
+    fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = lvs(&bytes);
+        let _ = vgs(&bytes);
+    }
+
+    #[test]
+    fn damage_never_panics(at in 0..LVS.len(), byte: u8) {
+        let mut damaged = LVS.to_vec();
+        damaged[at] = byte;
+        let _ = lvs(&damaged);
+    }
+}
