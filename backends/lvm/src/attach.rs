@@ -253,21 +253,23 @@ async fn detach_now(
     if gone.iter().any(|a| a.access == Access::ReadWrite) {
         flush(inner, OP, change, entry).await?;
     }
-    let alone = VolumeLocks::of(client, OP, entry.record.id)?.alone().await?;
+    let alone = VolumeLocks::of(client, OP, entry.record.id)?
+        .alone()
+        .await?;
     // Where a volume is read through a handle, the device goes with that.
     if last && alone.is_some() && !client.deactivate(OP, lv).await? {
         return Err(still_open(inner, OP, entry).await);
     }
-    let (_kept, writable) = if entry.record.is_snapshot() {
-        (None, None)
+    let written = left.iter().any(|a| a.access == Access::ReadWrite);
+    let writable = if entry.record.is_snapshot() {
+        None
     } else if last {
-        (None, Some(true))
-    } else if left.iter().any(|a| a.access == Access::ReadWrite) || alone.is_none() {
-        (None, None)
-    } else if foreign_opens(inner, OP, entry, 0)? > 0 {
-        (None, None)
+        Some(true)
+    } else if !written && alone.is_some() && foreign_opens(inner, OP, entry, 0)? == 0 {
+        // Only readers are left.
+        Some(false)
     } else {
-        (alone, Some(false))
+        None
     };
     let alter = Alter {
         remove: gone.iter().map(Attached::tag).collect(),
@@ -316,6 +318,9 @@ mod tests {
         assert!(!stands_against(&first, &attached("b", ReadOnly, Exclusive)));
         let shared = attached("a", ReadWrite, Shared);
         assert!(!stands_against(&shared, &attached("b", ReadWrite, Shared)));
-        assert!(stands_against(&shared, &attached("b", ReadWrite, Exclusive)));
+        assert!(stands_against(
+            &shared,
+            &attached("b", ReadWrite, Exclusive)
+        ));
     }
 }

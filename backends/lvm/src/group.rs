@@ -510,7 +510,9 @@ impl Change {
                 .reason("there is no such logical volume any more"));
         };
         // To set what is set already is an error to lvm2.
-        let writable = alter.writable.filter(|writable| *writable != known.is_writable());
+        let writable = alter
+            .writable
+            .filter(|writable| *writable != known.is_writable());
         let skip = alter.skip_activation;
         let skip = skip.filter(|skip| *skip != known.skip_activation);
         let path = self.path(lv);

@@ -41,5 +41,8 @@ mod usage;
 mod users;
 mod view;
 
+#[cfg(test)]
+mod lab;
+
 pub use config::LvmConfig;
 pub use pool::{LvmBackend, LvmPool};

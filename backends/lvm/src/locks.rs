@@ -22,8 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Use {
     // Before the other, so that nobody writes to a volume that somebody else has alone.
-    _writing: Option<File>,
-    _using: File,
+    _writing: Option<Locked>,
+    _using: Locked,
+}
+
+#[derive(Debug)]
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Closing it is not enough: a child that is just being started has the file as well, until
+        // it runs its program.
+        let _ = self.0.unlock();
+    }
 }
 
 /// The locks of one volume.
@@ -83,7 +94,7 @@ impl VolumeLocks {
     }
 
     /// The rest of what a handle needs.
-    fn also_write(&self, using: File, access: Access, sharing: Sharing) -> Result<Option<Use>> {
+    fn also_write(&self, using: Locked, access: Access, sharing: Sharing) -> Result<Option<Use>> {
         let mode = match (access, sharing) {
             (Access::ReadOnly, _) => {
                 return Ok(Some(Use {
@@ -149,7 +160,7 @@ impl VolumeLocks {
         drop(alone);
     }
 
-    fn lock(&self, path: &Path, mode: Mode) -> Result<Option<File>> {
+    fn lock(&self, path: &Path, mode: Mode) -> Result<Option<Locked>> {
         lock(path, mode).map_err(|error| {
             Error::from_io(self.op, error)
                 .with("path", path.display())
@@ -159,7 +170,7 @@ impl VolumeLocks {
 }
 
 /// Locks the file that has this path, which may be another one from one moment to the next.
-fn lock(path: &Path, mode: Mode) -> io::Result<Option<File>> {
+fn lock(path: &Path, mode: Mode) -> io::Result<Option<Locked>> {
     loop {
         let mut options = File::options();
         let file = options.create(true).append(true).mode(0o600).open(path)?;
@@ -172,7 +183,8 @@ fn lock(path: &Path, mode: Mode) -> io::Result<Option<File>> {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        let own = file.metadata()?;
+        let file = Locked(file);
+        let own = file.0.metadata()?;
         match std::fs::metadata(path) {
             Ok(now) if (now.dev(), now.ino()) == (own.dev(), own.ino()) => return Ok(Some(file)),
             // Forgotten meanwhile.
@@ -190,7 +202,9 @@ fn held(locks: &str, path: &Path, mode: Mode) -> usize {
     };
     let (device, inode) = (metadata.dev(), metadata.ino());
     let lines = locks.lines();
-    lines.filter(|line| is_held(line, device, inode, mode)).count()
+    lines
+        .filter(|line| is_held(line, device, inode, mode))
+        .count()
 }
 
 fn is_held(line: &str, device: u64, inode: u64, mode: Mode) -> bool {

@@ -68,7 +68,7 @@ pub async fn open_entry(
     op: &'static str,
     entry: &Entry,
     writable: bool,
-) -> Result<Arc<LvmDevice>> {
+) -> Result<Arc<dyn BlockDevice>> {
     let of = if names::is_hidden(&entry.lv.name) {
         Of::Hidden(entry.lv.name.clone())
     } else {
@@ -239,7 +239,8 @@ pub fn kind(inner: &Inner, op: &'static str, view: &View, entry: &Entry) -> Resu
 }
 
 fn device_size(op: &'static str, disk: &Disk) -> Result<u64> {
-    disk.device_size().map_err(|error| Error::from_io(op, error))
+    disk.device_size()
+        .map_err(|error| Error::from_io(op, error))
 }
 
 /// Whether a device is to be kept from those who would mount it.

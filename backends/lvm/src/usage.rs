@@ -50,7 +50,7 @@ impl Inner {
     }
 
     /// What the kernel says of the thin pool, which is activated for that if need be.
-    async fn pool_state(&self, op: &'static str, pool: &Lv) -> Result<PoolState> {
+    pub async fn pool_state(&self, op: &'static str, pool: &Lv) -> Result<PoolState> {
         let group = &self.client.config.group;
         let mut asked = false;
         loop {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use volmux_core::{ByteSize, Error, ErrorKind, Provisioning, Result, Volume, VolumeId, VolumeName};
 
 use crate::config::LvmConfig;
-use crate::names::{self, Hidden};
+use crate::names;
 use crate::report::{Group, Lv, Report};
 use crate::tags::{Record, Work};
 
