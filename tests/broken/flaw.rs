@@ -7,6 +7,8 @@ pub enum Flaw {
     None,
     /// Names past 100 bytes are refused.
     LongNamesFail,
+    /// Names that the pool keeps for itself can be used.
+    ReservedNamesWork,
     /// Names are made lower case.
     FoldsCase,
     /// A missing name finds a volume whose name begins with it.

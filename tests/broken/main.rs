@@ -22,6 +22,7 @@ const FLAWS: &[(&str, Flaw)] = &[
         "c01_a_name_that_begins_another_is_a_different_volume",
         Flaw::FindsPrefixes,
     ),
+    ("c01_reserved_names_are_refused", Flaw::ReservedNamesWork),
     ("c01_bad_names_do_nothing", Flaw::AdoptLeavesAVolume),
     ("c02_create_again_returns_the_same", Flaw::CreateAlwaysNew),
     (
@@ -408,6 +409,10 @@ const FLAWS: &[(&str, Flaw)] = &[
     ),
     ("policy_overcommit_limit_is_kept", Flaw::IgnoresPolicy),
     ("policy_refuse_mark_is_kept", Flaw::IgnoresPolicy),
+    (
+        "policy_refuse_mark_counts_what_is_written",
+        Flaw::IgnoresPolicy,
+    ),
     ("policy_refuses_a_revert_too", Flaw::IgnoresPolicy),
     ("policy_off_refuses_nothing", Flaw::OverdoesPolicy),
     ("progress_of_a_copy_is_told", Flaw::NoProgress),

@@ -24,6 +24,9 @@ use crate::device::BrokenDevice;
 use crate::flaw::Flaw;
 use crate::state::{State, Wedge, lock};
 
+/// A name that this pool keeps for itself.
+pub const RESERVED: &str = "reserved";
+
 #[derive(Debug)]
 pub struct Broken {
     inner: Arc<dyn Pool>,
@@ -83,6 +86,14 @@ impl Broken {
         Ok(volume)
     }
 
+    /// The pool keeps this name for itself.
+    fn allow(&self, op: &'static str, name: &VolumeName) -> Result<()> {
+        if name.as_str() == RESERVED && self.flaw() != Flaw::ReservedNamesWork {
+            return Err(Error::new(ErrorKind::InvalidInput, op).with("volume", name));
+        }
+        Ok(())
+    }
+
     async fn find(&self, name: &VolumeName) -> Option<Volume> {
         self.inner.find_volume(name).await.ok().flatten()
     }
@@ -113,6 +124,7 @@ impl Broken {
         (source, name): (&VolumeName, &VolumeName),
         make: impl AsyncFnOnce() -> Result<Volume>,
     ) -> Result<Volume> {
+        self.allow(op, name)?;
         let wedge = self.state.wedge(op, name.as_str()).await?;
         match (self.flaw(), self.find(name).await) {
             (Flaw::DeriveIgnoresArguments, Some(found)) => return Ok(found),
@@ -217,6 +229,7 @@ impl Pool for Broken {
     async fn create_volume(&self, name: &VolumeName, mut options: CreateOptions) -> Result<Volume> {
         let name = &self.name(name);
         let wrong = |kind| Err(Error::new(kind, "create_volume").with("volume", name));
+        self.allow("create_volume", name)?;
         let wedge = self.state.wedge("create_volume", name.as_str()).await?;
         match (self.flaw(), self.find(name).await) {
             (Flaw::LongNamesFail, _) if name.as_str().len() > 100 => {
@@ -315,6 +328,7 @@ impl Pool for Broken {
 
     async fn rename_volume(&self, name: &VolumeName, to: &VolumeName) -> Result<Volume> {
         let (name, to) = (&self.name(name), &self.name(to));
+        self.allow("rename_volume", to)?;
         let wedge = self.state.wedge("rename_volume", name.as_str()).await?;
         match self.flaw() {
             Flaw::RenameToItselfFails if name == to => {

@@ -8,7 +8,7 @@ use volmux_conformance::scratch::LoopFs;
 use volmux_conformance::{DirStorage, Expect, Fixture, MemoryStorage, PoolSettings, Storage};
 
 use crate::flaw::Flaw;
-use crate::pool::Broken;
+use crate::pool::{Broken, RESERVED};
 use crate::state::State;
 
 /// The pool that is broken.
@@ -20,9 +20,13 @@ pub enum Base {
 
 impl Base {
     pub fn expect(self) -> Expect {
-        match self {
+        let expect = match self {
             Base::Memory => Expect::MEMORY,
             Base::Directory => Expect::DIR_COPY,
+        };
+        Expect {
+            reserved_names: &[RESERVED],
+            ..expect
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use volmux::{
-    AuditOptions, BlockDevice, ByteRange, ByteSize, CreateOptions, Error, ErrorKind, ExtentQuery,
+    AuditOptions, BlockDevice, ByteRange, ByteSize, Error, ErrorKind, ExtentQuery,
     OpenOptions, Origin, Pool, PoolExt, Provisioning, Result, Volume, VolumeId, VolumeName,
 };
 
@@ -153,16 +153,16 @@ impl<'a> Ctx<'a> {
         State::of(self.pool()).await
     }
 
-    /// A thin volume.
+    /// A volume, thin where there are thin ones.
     pub(crate) async fn create(&self, name: &str, size: u64) -> Volume {
-        let options = CreateOptions::thin(ByteSize::new(size));
+        let options = self.expect.volume(size);
         let created = self.pool.create_volume(&checked_name(name), options).await;
         created.expect("create")
     }
 
-    /// A thin volume full of the pattern `seed`, flushed and closed.
+    /// A volume full of the pattern `seed`, flushed and closed. Its size is rounded up.
     pub(crate) async fn filled(&self, name: &str, size: u64, seed: u64) -> Bytes {
-        self.create(name, size).await;
+        let size = self.create(name, size).await.virtual_size.bytes();
         let data = pattern(seed, size as usize);
         self.write(name, 0, data.clone()).await;
         data

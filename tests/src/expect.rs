@@ -1,6 +1,8 @@
 //! What a backend must support, as its test states it.
 
-use volmux::{Capabilities, Grade, Support};
+use volmux::{
+    ByteSize, Capabilities, CreateOptions, Grade, Provisioning, Support, VolumeName,
+};
 
 /// What the suite holds a pool to. Written down by hand in the backend's test and never read from
 /// the backend, so that a capability that is lost fails a test.
@@ -16,13 +18,17 @@ pub struct Expect {
     pub granularity: u64,
     /// Sizes are rounded up to a multiple of this many bytes.
     pub size_unit: u64,
-    /// A thin volume of this size must be possible.
+    /// A volume of this size must be possible; a thin one, where there are thin ones.
     pub large_size: u64,
     /// Whether zeros are written without writing them out. Where not, `fast_only` must fail.
     pub fast_zeroes: bool,
     /// Whether [`Fixture::reopen`](crate::Fixture::reopen) gives a second, independent pool on the
     /// same storage, as another process would have.
     pub second_handle: bool,
+    /// The longest name of a volume, in bytes. A longer one must be `InvalidInput`.
+    pub longest_name: usize,
+    /// Names that the store keeps for itself: they must be `InvalidInput`, whatever the call.
+    pub reserved_names: &'static [&'static str],
 }
 
 const fn all_native() -> Capabilities {
@@ -43,6 +49,32 @@ const fn all_native() -> Capabilities {
 }
 
 impl Expect {
+    /// How volumes are provisioned where it does not matter: thin, unless there is only thick.
+    pub fn provisioning(&self) -> Provisioning {
+        match self.capabilities.thin {
+            Support::None => Provisioning::Thick,
+            _ => Provisioning::Thin,
+        }
+    }
+
+    /// A volume of `size`, provisioned like that.
+    pub fn volume(&self, size: u64) -> CreateOptions {
+        CreateOptions {
+            size: ByteSize::new(size),
+            provisioning: self.provisioning(),
+        }
+    }
+
+    /// Whether a volume can be larger than the space that it takes.
+    pub fn thin(&self) -> bool {
+        self.provisioning() == Provisioning::Thin
+    }
+
+    /// What a volume has that was asked for with `size`.
+    pub fn rounded(&self, size: u64) -> u64 {
+        size.next_multiple_of(self.size_unit)
+    }
+
     /// The reference backend.
     pub const MEMORY: Expect = Expect {
         capabilities: Capabilities {
@@ -58,6 +90,8 @@ impl Expect {
         large_size: i64::MAX as u64 / 512 * 512,
         fast_zeroes: true,
         second_handle: false,
+        longest_name: VolumeName::MAX_LEN,
+        reserved_names: &[],
     };
 
     /// A pool in an object store.
@@ -90,6 +124,8 @@ impl Expect {
         large_size: i64::MAX as u64 / 4096 * 4096,
         fast_zeroes: true,
         second_handle: true,
+        longest_name: VolumeName::MAX_LEN,
+        reserved_names: &[],
     };
 
     /// A directory pool on a file system that has to copy. ext4 limits a file to 16 TiB.
@@ -104,5 +140,51 @@ impl Expect {
         allocated: Grade::Exact,
         large_size: 15 << 40,
         ..Expect::DIR_REFLINK
+    };
+
+    /// An LVM thin pool with chunks of 64 KiB in a group with extents of as much.
+    pub const LVM_THIN: Expect = Expect {
+        capabilities: Capabilities {
+            thick: Support::None,
+            ..all_native()
+        },
+        allocated: Grade::Exact,
+        // A chunk that was written again is another one, whatever is in it.
+        changed: Grade::Superset,
+        granularity: 64 << 10,
+        size_unit: 64 << 10,
+        large_size: 128 << 40,
+        fast_zeroes: true,
+        second_handle: true,
+        // The device's name has the group's in it, and may have 127 bytes.
+        longest_name: 109,
+        reserved_names: &[
+            "snapshot",
+            "snapshot1",
+            "pvmove0",
+            "a_tmeta",
+            "a_tdata",
+            "a_rimage_0",
+            "a_cpool",
+            "lvol0_pmspare",
+            "_vorigin",
+        ],
+    };
+
+    /// A volume group in which every volume is thick, with extents of 64 KiB.
+    pub const LVM_THICK: Expect = Expect {
+        capabilities: Capabilities {
+            snapshot: Support::None,
+            clone: Support::None,
+            revert: Support::None,
+            thin: Support::None,
+            thick: Support::Native,
+            discard: Support::None,
+            changed_extents: Support::None,
+            ..all_native()
+        },
+        allocated: Grade::Superset,
+        large_size: 64 << 20,
+        ..Expect::LVM_THIN
     };
 }

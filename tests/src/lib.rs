@@ -25,6 +25,7 @@ pub mod crash;
 mod ctx;
 mod expect;
 mod fixture;
+pub mod lvm;
 mod object;
 mod run;
 pub mod scratch;
@@ -35,6 +36,7 @@ pub use content::{pattern, read_all};
 pub use ctx::{Ctx, State, checked_name};
 pub use expect::Expect;
 pub use fixture::{DirStorage, Fixture, MemoryStorage, PoolSettings, Storage};
+pub use lvm::LvmStorage;
 pub use object::ObjectStorage;
 pub use run::{on, run_case};
 pub use table::{CASES, CLAUSES, Case};
@@ -43,14 +45,16 @@ pub use table::{CASES, CLAUSES, Case};
 ///
 /// `conformance!(module, make_storage, expect)`: `make_storage` is a `fn() -> Box<dyn Storage>` and
 /// is called on the test's thread before any other thread of the test exists; `expect` is an
-/// [`Expect`].
+/// [`Expect`]. What stands before `module` is said of each test, such as `#[ignore = "needs …"]`.
 #[macro_export]
 macro_rules! conformance {
-    ($module:ident, $make_storage:expr, $expect:expr) => {
+    ($(#[$attribute:meta])* $module:ident, $make_storage:expr, $expect:expr) => {
         #[cfg(test)]
         mod $module {
             use super::*;
-            $crate::__volmux_cases!([$crate::__volmux_tests] $make_storage, $expect);
+            $crate::__volmux_cases!(
+                [$crate::__volmux_tests] [$(#[$attribute])*] $make_storage, $expect
+            );
         }
     };
 }
@@ -58,12 +62,22 @@ macro_rules! conformance {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __volmux_tests {
-    ([$make_storage:expr, $expect:expr] $($module:ident: $($case:ident [$($need:ident)*])*;)*) => {
-        $($(
-            #[test]
-            fn $case() {
-                $crate::run_case(stringify!($case), &$make_storage, $expect);
-            }
-        )*)*
+    (
+        [$attributes:tt $make_storage:expr, $expect:expr]
+        $($module:ident: $($case:ident [$($need:ident)*])*;)*
+    ) => {
+        $($( $crate::__volmux_test!($attributes $case, $make_storage, $expect); )*)*
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __volmux_test {
+    ([$(#[$attribute:meta])*] $case:ident, $make_storage:expr, $expect:expr) => {
+        $(#[$attribute])*
+        #[test]
+        fn $case() {
+            $crate::run_case(stringify!($case), &$make_storage, $expect);
+        }
     };
 }

@@ -88,11 +88,12 @@ macro_rules! __volmux_cases {
                 c01_every_allowed_name_works []
                 c01_names_differ_by_case []
                 c01_a_name_that_begins_another_is_a_different_volume []
+                c01_reserved_names_are_refused []
                 c01_bad_names_do_nothing [];
             idempotent:
                 c02_create_again_returns_the_same []
                 c02_create_with_another_size_is_refused []
-                c02_create_with_another_provisioning_is_refused [thick]
+                c02_create_with_another_provisioning_is_refused [thin thick]
                 c02_snapshot_again_returns_the_same [snapshot]
                 c02_clone_again_returns_the_same [clone]
                 c02_copy_again_returns_the_same []
@@ -133,7 +134,7 @@ macro_rules! __volmux_cases {
                 c05_a_native_snapshot_takes_no_room [snapshot]
                 c05_a_native_clone_takes_no_room [clone]
                 c05_a_copy_takes_room_of_its_own []
-                c05_an_empty_volume_takes_no_room [];
+                c05_an_empty_volume_takes_no_room [thin];
             crash:
                 c06_another_handle_sees_every_effect [snapshot clone revert]
                 c06_normal_work_leaves_nothing_for_an_audit [snapshot clone revert]
@@ -254,8 +255,9 @@ macro_rules! __volmux_cases {
                 usage_counts_snapshots_and_clones_as_provisioned [snapshot clone]
                 policy_overcommit_limit_is_kept []
                 policy_refuse_mark_is_kept [thick discard]
+                policy_refuse_mark_counts_what_is_written [thin]
                 policy_refuses_a_revert_too [snapshot revert thick]
-                policy_off_refuses_nothing [];
+                policy_off_refuses_nothing [thin];
             long_work:
                 progress_of_a_copy_is_told []
                 progress_stopped_in_a_copy_leaves_nothing []

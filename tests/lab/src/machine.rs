@@ -242,7 +242,8 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsStrin
         "-accel",
         "tcg,thread=multi,tb-size=512",
         "-cpu",
-        "max",
+        // What it has more than that is dear to emulate.
+        "Westmere",
         "-smp",
         "2",
         "-m",

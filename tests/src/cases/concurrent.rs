@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use futures::future::join_all;
-use volmux::{ByteSize, CreateOptions, ErrorKind, OpenOptions, Pool, Result};
+use volmux::{ErrorKind, OpenOptions, Pool, Result};
 
 const CALLERS: u64 = 16;
 
@@ -43,8 +43,8 @@ fn winners<T: std::fmt::Debug>(results: Vec<Result<T>>, kind: ErrorKind) -> Vec<
 }
 
 pub(crate) async fn concurrent_same_creates_make_one_volume(ctx: &Ctx<'_>) {
+    let options = ctx.expect.volume(MIB);
     let results = at_once(ctx, |pool, _| async move {
-        let options = CreateOptions::thin(ByteSize::new(MIB));
         pool.create_volume(&n("a"), options).await
     })
     .await;
@@ -57,8 +57,9 @@ pub(crate) async fn concurrent_same_creates_make_one_volume(ctx: &Ctx<'_>) {
 }
 
 pub(crate) async fn concurrent_different_creates_have_one_winner(ctx: &Ctx<'_>) {
+    let expect = ctx.expect;
     let results = at_once(ctx, |pool, i| async move {
-        let options = CreateOptions::thin(ByteSize::new((i + 1) * MIB));
+        let options = expect.volume((i + 1) * MIB);
         pool.create_volume(&n("a"), options).await
     })
     .await;
@@ -127,10 +128,10 @@ pub(crate) async fn concurrent_snapshots_and_deletes_leave_a_whole_pool(ctx: &Ct
 }
 
 pub(crate) async fn concurrent_creates_and_deletes_of_one_name_settle(ctx: &Ctx<'_>) {
+    let options = ctx.expect.volume(MIB);
     let results = at_once(ctx, |pool, i| async move {
         for _ in 0..10 {
             if i % 4 < 2 {
-                let options = CreateOptions::thin(ByteSize::new(MIB));
                 pool.create_volume(&n("a"), options).await?;
             } else {
                 pool.delete_volume(&n("a")).await?;

@@ -4,7 +4,7 @@ use super::*;
 use bytes::Bytes;
 use futures::future::join_all;
 use volmux::{
-    Access, ByteRange, ByteSize, CreateOptions, ErrorKind, OpenOptions, ResizeOptions, ZeroOptions,
+    Access, ByteRange, ByteSize, ErrorKind, OpenOptions, ResizeOptions, ZeroOptions,
 };
 
 pub(crate) async fn device_says_what_it_is(ctx: &Ctx<'_>) {
@@ -27,7 +27,7 @@ pub(crate) async fn device_says_what_it_is(ctx: &Ctx<'_>) {
 }
 
 pub(crate) async fn device_reads_back_what_was_written(ctx: &Ctx<'_>) {
-    let size = MIB + 512;
+    let size = MIB + ctx.expect.size_unit;
     ctx.create("a", size).await;
     let device = ctx.writer("a").await;
     let mut expected = vec![0; size as usize];
@@ -202,7 +202,7 @@ pub(crate) async fn device_refresh_finds_the_volume_by_what_it_is(ctx: &Ctx<'_>)
     let renamed = other.rename_volume(&n("a"), &n("b")).await;
     renamed.expect("rename");
     assert_eq!(writer.refresh().await.expect("refresh"), MIB);
-    let options = CreateOptions::thin(ByteSize::new(5 * MIB));
+    let options = ctx.expect.volume(5 * MIB);
     let namesake = other.create_volume(&n("a"), options).await;
     namesake.expect("another volume of the old name");
     assert_eq!(writer.refresh().await.expect("refresh"), MIB);

@@ -57,7 +57,7 @@ pub(crate) async fn c10_dropped_creates_converge(ctx: &Ctx<'_>) {
             let options = if thick && ctx.expect.capabilities.thick != volmux::Support::None {
                 CreateOptions::thick(size)
             } else {
-                CreateOptions::thin(size)
+                ctx.expect.volume(MIB)
             };
             cut(polls, ctx.pool().create_volume(&name, options)).await;
             let made = converge(|| ctx.pool().create_volume(&name, options)).await;

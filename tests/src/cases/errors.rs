@@ -102,7 +102,7 @@ pub(crate) async fn c12_a_rename_onto_another_volume_is_refused(ctx: &Ctx<'_>) {
 }
 
 pub(crate) async fn c12_ranges_past_the_end_are_refused(ctx: &Ctx<'_>) {
-    let size = MIB + 512;
+    let size = MIB + ctx.expect.size_unit;
     ctx.filled("a", size, 1).await;
     let device = ctx.writer("a").await;
     let before = ctx.state().await;

@@ -19,7 +19,7 @@ pub(crate) async fn c02_create_with_another_size_is_refused(ctx: &Ctx<'_>) {
     ctx.filled("a", MIB, 1).await;
     let before = ctx.state().await;
     for size in [MIB / 2, MIB - ctx.expect.size_unit, MIB + 1, 2 * MIB] {
-        let options = CreateOptions::thin(ByteSize::new(size));
+        let options = ctx.expect.volume(size);
         let result = ctx.pool().create_volume(&n("a"), options).await;
         ctx.refused(
             result,
@@ -139,7 +139,7 @@ async fn derive_otherwise(ctx: &Ctx<'_>, kind: OriginKind) {
     ctx.refused(result, exists, op, "d", &before).await;
     let result = ctx
         .pool()
-        .create_volume(&n("d"), CreateOptions::thin(ByteSize::new(MIB)))
+        .create_volume(&n("d"), ctx.expect.volume(MIB))
         .await;
     ctx.refused(result, exists, "create_volume", "d", &before)
         .await;

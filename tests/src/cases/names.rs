@@ -1,7 +1,7 @@
 //! Clause 1: the caller picks names.
 
 use super::*;
-use volmux::{ErrorKind, Holder, VolumeName};
+use volmux::{ErrorKind, Holder, Support, VolumeName};
 
 /// Names at the edges of what is allowed, and such as a careless backend would trip over.
 const ODD: [&str; 16] = [
@@ -24,7 +24,7 @@ const ODD: [&str; 16] = [
 ];
 
 pub(crate) async fn c01_every_allowed_name_works(ctx: &Ctx<'_>) {
-    let long = "x".repeat(VolumeName::MAX_LEN);
+    let long = "x".repeat(ctx.expect.longest_name);
     let almost = format!("{}y", &long[1..]);
     let mut names: Vec<&str> = ODD.to_vec();
     names.extend([long.as_str(), almost.as_str()]);
@@ -57,6 +57,44 @@ pub(crate) async fn c01_a_name_that_begins_another_is_a_different_volume(ctx: &C
     ctx.delete("web").await;
     assert_eq!(ctx.names().await, ["web.1"]);
     assert_same(&ctx.read("web.1").await, &longer, "web.1");
+}
+
+/// Names that are allowed in general, but not in this store.
+pub(crate) async fn c01_reserved_names_are_refused(ctx: &Ctx<'_>) {
+    ctx.filled("a", BLOCK, 1).await;
+    let longest = ctx.expect.longest_name;
+    let mut reserved: Vec<String> = Vec::new();
+    reserved.extend(ctx.expect.reserved_names.iter().map(|&name| name.into()));
+    if longest < VolumeName::MAX_LEN {
+        reserved.push("x".repeat(longest + 1));
+    }
+    let before = ctx.state().await;
+    let (pool, a, kind) = (ctx.pool(), n("a"), ErrorKind::InvalidInput);
+    for name in &reserved {
+        let new = n(name);
+        let result = pool.create_volume(&new, ctx.expect.volume(BLOCK)).await;
+        ctx.refused(result, kind, "create_volume", name, &before)
+            .await;
+        let result = pool.rename_volume(&a, &new).await;
+        assert_error(result, kind, "rename_volume", name);
+        let result = pool.copy_volume(&a, &new, Default::default()).await;
+        assert_error(result, kind, "copy_volume", name);
+        if ctx.expect.capabilities.snapshot != Support::None {
+            let result = pool.snapshot_volume(&a, &new, Default::default()).await;
+            assert_error(result, kind, "snapshot_volume", name);
+        }
+        if ctx.expect.capabilities.clone != Support::None {
+            let result = pool.clone_volume(&a, &new, Default::default()).await;
+            assert_error(result, kind, "clone_volume", name);
+        }
+        // What can't be there is not there.
+        let found = pool.volume(&new).await;
+        assert_error(found, ErrorKind::NotFound, "volume", name);
+        pool.delete_volume(&new).await.expect("it is not there");
+    }
+    let unreserved = ctx.pool().rename_volume(&a, &n("x_reserved")).await;
+    unreserved.expect("other names are free");
+    assert_eq!(ctx.names().await, ["x_reserved"]);
 }
 
 pub(crate) async fn c01_bad_names_do_nothing(ctx: &Ctx<'_>) {

@@ -14,7 +14,7 @@ pub(crate) async fn pool_volume_tells_all_of_a_volume(ctx: &Ctx<'_>) {
     let made = ctx.create("a", MIB).await;
     assert_eq!(made.name, n("a"));
     assert_eq!(made.virtual_size.bytes(), MIB);
-    assert_eq!(made.provisioning, Provisioning::Thin);
+    assert_eq!(made.provisioning, ctx.expect.provisioning());
     assert_eq!(made.origin, None);
     assert!(!made.is_snapshot());
     let latest = SystemTime::now() + Duration::from_secs(2);

@@ -1,5 +1,7 @@
 //! Clause 7: what was never written, or was discarded, reads as zeros.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use volmux::{ByteRange, ByteSize, CreateOptions, ResizeOptions, ZeroOptions};
 
@@ -128,8 +130,8 @@ pub(crate) async fn c07_what_was_discarded_can_be_written_again(ctx: &Ctx<'_>) {
 }
 
 pub(crate) async fn c07_the_grown_part_reads_as_zeros(ctx: &Ctx<'_>) {
-    // The old end lies within a block.
-    let old = MIB + 512;
+    // The old end lies within a block, where sizes may.
+    let old = MIB + ctx.expect.size_unit;
     let data = ctx.filled("a", old, 1).await;
     let options = ResizeOptions::grow(ByteSize::new(2 * MIB));
     let grown = ctx.pool().resize_volume(&n("a"), options).await;
@@ -140,7 +142,9 @@ pub(crate) async fn c07_the_grown_part_reads_as_zeros(ctx: &Ctx<'_>) {
 }
 
 pub(crate) async fn c07_shrunk_and_grown_reads_as_zeros(ctx: &Ctx<'_>) {
-    for keep in [512, 4096, MIB / 2 + 512] {
+    let unit = ctx.expect.size_unit;
+    let kept = BTreeSet::from([unit, ctx.expect.rounded(4096), MIB / 2 + unit]);
+    for keep in kept {
         let name = format!("a{keep}");
         let data = ctx.filled(&name, MIB, 1).await;
         for size in [keep, MIB] {
