@@ -306,8 +306,8 @@ struct Server {
     ready: VecDeque<u64>,
 }
 
-/// Ends the process if it is dropped by a panic: the kernel may be writing to the memory of requests,
-/// which unwinding would free.
+/// Ends the process if it is dropped by a panic: the kernel may be writing to the memory of
+/// requests, which unwinding would free.
 struct MustNotUnwind;
 
 impl Drop for MustNotUnwind {
