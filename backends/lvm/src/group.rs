@@ -83,11 +83,11 @@ impl GroupClient {
             return Ok(view.clone());
         }
         let view = Arc::new(View::new(op, &self.config, self.report(op).await?)?);
-        if stamp.is_none() {
-            known.place = readable(&view.report.devices).await;
-        }
         // One that was read before the report: a change in between is then seen the next time.
-        known.stamp = stamp;
+        known.stamp = stamp.filter(|stamp| is_stamp_of(stamp, &view));
+        if known.stamp.is_none() {
+            known.place = readable(&view).await;
+        }
         known.view = Some(view.clone());
         Ok(view)
     }
@@ -125,9 +125,11 @@ impl GroupClient {
             "b",
             "--nosuffix",
             "--binary",
+            "-a",
             "-o",
         ];
         let asked = |command, columns| [&[command], &args[..], &[columns, group]].concat();
+        // With -a, for only the parts of a thin pool say which physical volumes it lies on.
         let printed = self.commands.lvm(op, &asked("lvs", report::COLUMNS)).await;
         let printed = printed.map_err(|error| error.with("group", group))?;
         if let Some(report) = report::lvs(&printed).map_err(wrong("lvs"))? {
@@ -221,15 +223,20 @@ async fn lock(op: &'static str, path: PathBuf) -> Result<File> {
     }
 }
 
-/// The first physical volume that has the group's metadata.
-async fn readable(devices: &BTreeSet<PathBuf>) -> Option<Place> {
-    for device in devices {
+/// The first physical volume that has the group's metadata, as it was just reported.
+async fn readable(view: &View) -> Option<Place> {
+    for device in &view.report.devices {
         let place = Place::new(device);
-        if read_stamp(Some(place.clone())).await.is_some() {
+        let stamp = read_stamp(Some(place.clone())).await;
+        if stamp.is_some_and(|stamp| is_stamp_of(&stamp, view)) {
             return Some(place);
         }
     }
     None
+}
+
+fn is_stamp_of(stamp: &Stamp, view: &View) -> bool {
+    stamp.is_of(&view.group().uuid, view.group().seqno)
 }
 
 /// Has the physical volumes keep, through a power cut, what was written to them: lvm2 does not ask
@@ -590,7 +597,7 @@ impl Change {
         let stamp = read_stamp(known.place.clone()).await;
         // Had somebody else changed the group meanwhile, there would be more commits: then lvm2 is
         // asked at the next look.
-        known.stamp = stamp.filter(|stamp| stamp.seqno == view.group().seqno);
+        known.stamp = stamp.filter(|stamp| is_stamp_of(stamp, &view));
         self.view = Arc::new(view);
         known.view = Some(self.view.clone());
         Ok(())
