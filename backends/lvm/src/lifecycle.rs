@@ -417,9 +417,13 @@ pub async fn delete(inner: Arc<Inner>, name: VolumeName) -> Result<()> {
     };
     let id = entry.record.id;
     let alone = alone(OP, &change, &entry).await?;
-    change.remove(&entry.lv.name).await?;
-    let hidden = [Hidden::Old, Hidden::Revert, Hidden::Copy].map(|hidden| hidden.name(id));
+    // First what a revert left: once the volume is gone, that would be it.
+    let mut hidden = [Hidden::Old, Hidden::Revert, Hidden::Copy]
+        .map(|hidden| hidden.name(id))
+        .to_vec();
+    hidden.retain(|name| *name != entry.lv.name);
     remove_hidden(&mut change, &hidden).await?;
+    change.remove(&entry.lv.name).await?;
     VolumeLocks::of(change.client(), OP, id)?.forget(alone);
     Ok(())
 }

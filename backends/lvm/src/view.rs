@@ -66,28 +66,54 @@ impl View {
             .filter(|lv| is_inside(lv, pool))
             .cloned()
             .collect();
+        let mut ours = Vec::new();
         for lv in inside {
             match Record::read(lv.tags.iter().map(String::as_str)) {
-                Ok(Some(record)) => view.place(lv, record),
+                Ok(Some(record)) => ours.push((lv, record)),
                 Ok(None) if names::is_hidden(&lv.name) => view.leftovers.push(lv),
                 Ok(None) => view.foreign.push(lv),
                 Err(reason) => view.damaged.push((lv, reason)),
             }
         }
+        view.place_all(ours);
         Ok(view)
     }
 
-    fn place(&mut self, lv: Lv, record: Record) {
-        let own = VolumeName::new(lv.name.clone()).ok();
-        let name = match &record.work {
-            // What a volume is reverted to waits until the old content has given the name up.
-            Some(Work::Naming(name)) if !self.names.contains(name.as_str()) => Some(name.clone()),
-            _ => own,
-        };
-        let Some(name) = name else {
-            self.leftovers.push(lv);
-            return;
-        };
+    fn place_all(&mut self, ours: Vec<(Lv, Record)>) {
+        let named = ours.iter().filter(|(lv, _)| own_name(lv).is_some());
+        let named: HashSet<VolumeId> = named.map(|(_, record)| record.id).collect();
+        let mut nameless = Vec::new();
+        for (lv, record) in ours {
+            let name = match (&record.work, own_name(&lv)) {
+                // What a volume is reverted to waits until the old content has given the name up:
+                // not just until that volume was renamed.
+                (Some(Work::Naming(name)), own)
+                    if !self.names.contains(name.as_str())
+                        && (own.is_some() || !named.contains(&record.id)) =>
+                {
+                    Some(name.clone())
+                }
+                (_, own) => own,
+            };
+            match name {
+                Some(name) => self.place(name, lv, record),
+                None => nameless.push((lv, record)),
+            }
+        }
+        let volumes = self.volumes.values();
+        let known: HashSet<VolumeId> = volumes.map(|entry| entry.record.id).collect();
+        for (lv, record) in nameless {
+            if names::is_hidden(&lv.name) && known.contains(&record.id) {
+                self.leftovers.push(lv);
+            } else {
+                // It may be all that is left of a volume, so it is nothing to be removed.
+                let reason = nameless_reason(&record);
+                self.damaged.push((lv, reason));
+            }
+        }
+    }
+
+    fn place(&mut self, name: VolumeName, lv: Lv, record: Record) {
         let making = record.work == Some(Work::Making);
         let place = if making {
             &mut self.half_made
@@ -201,6 +227,23 @@ impl Entry {
             volume.exclusive = Some(self.lv.size);
         }
         volume
+    }
+}
+
+/// The name of the volume that a logical volume is if no work is under way.
+fn own_name(lv: &Lv) -> Option<VolumeName> {
+    VolumeName::new(lv.name.clone()).ok()
+}
+
+/// What is the matter with a volume that has no name.
+fn nameless_reason(record: &Record) -> String {
+    match &record.work {
+        Some(Work::Naming(name)) => format!(
+            "it holds the volume {name}, whose name another logical volume took in the middle of a \
+             revert: give one of the two another name (lvrename)"
+        ),
+        _ => "it holds a volume, and no volume can be called that: give it another name (lvrename)"
+            .into(),
     }
 }
 

@@ -98,6 +98,36 @@ fn a_revert_takes_effect_when_the_old_content_gives_the_name_up() {
 }
 
 #[test]
+fn the_content_of_a_volume_whose_name_was_taken_is_no_leftover() {
+    let new = ".volmux-revert-00000000-0000-0000-0000-00000000000a";
+    let old = ".volmux-old-00000000-0000-0000-0000-00000000000a";
+    let reverting: &[&str] = &[A, "volmux.naming=a"];
+    for taken_by in [&["production"][..], &[]] {
+        let found = view(&[(old, &[A]), (new, reverting), ("a", taken_by)]);
+        assert!(found.leftovers.is_empty() && names(&found).is_empty());
+        let damaged: Vec<&str> = found.damaged.iter().map(|(lv, _)| &*lv.name).collect();
+        assert_eq!(damaged, [old, new]);
+    }
+}
+
+#[test]
+fn a_volume_with_a_name_that_volmux_does_not_allow_is_no_leftover() {
+    for hidden in [".a", "+a", ".volmux-mine"] {
+        let found = view(&[(hidden, &[A])]);
+        assert!(found.leftovers.is_empty(), "{hidden}");
+        assert_eq!(found.damaged.len(), 1, "{hidden}");
+    }
+}
+
+#[test]
+fn a_volume_that_is_renamed_in_the_middle_of_a_revert_is_not_there_twice() {
+    let new = ".volmux-revert-00000000-0000-0000-0000-00000000000a";
+    let found = view(&[("b", &[A]), (new, &[A, "volmux.naming=a"])]);
+    assert_eq!(names(&found), ["b"]);
+    assert_eq!(found.leftovers[0].name, new);
+}
+
+#[test]
 fn wrong_pools_are_refused() {
     let pool = |pool: &str| LvmConfig::thin("vg", pool);
     let missing = View::new("test", &pool("other"), report()).expect_err("missing");
