@@ -391,16 +391,15 @@ impl Change {
     /// Removes a logical volume.
     ///
     /// # Errors
-    /// `Busy` if its device is open; what lvm2 complains of.
+    /// `Busy` if its device is open, or lvm2 would remove others with it; what lvm2 complains of.
     pub async fn remove(&mut self, lv: &str) -> Result<()> {
+        self.view.check_alone(self.op, lv)?;
         let path = self.path(lv);
-        let commits = if self.client.config.pool.is_some() {
-            2
-        } else {
-            1
-        };
         let args = ["lvremove", "-f", "-y", &path];
-        self.run(&args, commits, |report| {
+        if self.client.config.pool.is_none() {
+            return self.run_and_forget(&args).await;
+        }
+        self.run(&args, 2, |report| {
             report.lvs.retain(|known| known.name != lv);
         })
         .await
@@ -479,6 +478,9 @@ impl Change {
     pub async fn reduce(&mut self, lv: &str, size: u64) -> Result<()> {
         let (path, size) = (self.path(lv), format!("{size}b"));
         let args = ["lvreduce", "-f", "-y", "-L", &size, &path];
+        if self.client.config.pool.is_none() {
+            return self.run_and_forget(&args).await;
+        }
         self.run(&args, 1, resized(lv, &size)).await
     }
 

@@ -171,6 +171,47 @@ impl View {
             .help("put the tags right with lvchange --addtag and --deltag, or remove those that begin with volmux. and adopt it"))
     }
 
+    /// `lvremove` takes away, with a logical volume, its snapshots of the old kind and those that
+    /// have it as an external origin: what somebody made by hand, and volmux does not know.
+    ///
+    /// # Errors
+    /// `Busy` if there are such.
+    pub fn check_alone(&self, op: &'static str, lv: &str) -> Result<()> {
+        let removed = self.report.lvs.iter().find(|known| known.name == lv);
+        let thin = |known: &Lv| removed.is_some_and(|lv| is_thin_beside(known, lv));
+        let lost = self.report.lvs.iter().filter(|known| known.origin == lv);
+        let lost: Vec<&str> = lost
+            .filter(|known| !thin(known))
+            .map(|known| &*known.name)
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Busy, op)
+            .with("logical_volume", lv)
+            .with("others", lost.join(", "))
+            .reason("logical volumes that were made of it by hand would be removed with it")
+            .help("remove those first, or copy them"))
+    }
+
+    /// Whether what a logical volume does not hold itself is read from one of another kind: it is a
+    /// snapshot of the old kind, or its thin origin, or that one's, has an external origin.
+    pub fn has_foreign_origin(&self, lv: &Lv) -> bool {
+        let mut at = lv;
+        // No longer, for garbage may go round.
+        for _ in &self.report.lvs {
+            if at.origin.is_empty() {
+                return false;
+            }
+            let origin = self.report.lvs.iter().find(|known| known.name == at.origin);
+            match origin.filter(|origin| is_thin_beside(origin, lv)) {
+                Some(origin) => at = origin,
+                None => return true,
+            }
+        }
+        true
+    }
+
     /// The volume with this identity, whatever it is called.
     pub fn by_id(&self, id: VolumeId) -> Option<&Entry> {
         self.volumes.values().find(|entry| entry.record.id == id)
@@ -228,6 +269,11 @@ impl Entry {
         }
         volume
     }
+}
+
+/// Whether both are thin volumes of one pool, and so stand on their own.
+fn is_thin_beside(a: &Lv, b: &Lv) -> bool {
+    a.segtype == "thin" && b.segtype == "thin" && a.pool == b.pool
 }
 
 /// The name of the volume that a logical volume is if no work is under way.

@@ -158,3 +158,37 @@ fn a_group_without_a_pool_holds_thick_volumes() {
     assert_eq!(volume.provisioning, Provisioning::Thick);
     assert_eq!(volume.allocated, Some(volume.virtual_size));
 }
+
+#[test]
+fn what_lvremove_would_take_along_is_seen() {
+    let mut report = report();
+    let thin_snapshot = thin(&report, "snapshot", &[]);
+    let [mut old, mut external] = ["old", "external"].map(|name| thin(&report, name, &[]));
+    let mut clone = thin(&report, "clone", &[]);
+    "linear".clone_into(&mut old.segtype);
+    old.pool.clear();
+    "other".clone_into(&mut external.pool);
+    let made_of = |mut lv: Lv, origin: &str| {
+        origin.clone_into(&mut lv.origin);
+        lv
+    };
+    "external".clone_into(&mut clone.origin);
+    clone.pool.clone_from(&external.pool);
+    report.lvs.push(made_of(thin_snapshot, "a"));
+    let found = view_of(report.clone()).expect("right");
+    found
+        .check_alone("test", "a")
+        .expect("they are independent");
+    assert!(!found.has_foreign_origin(&made_of(thin(&report, "x", &[]), "snapshot")));
+
+    for dependent in [made_of(old, "a"), made_of(external, "a")] {
+        let mut report = report.clone();
+        report.lvs.extend([dependent.clone(), clone.clone()]);
+        let found = view_of(report).expect("right");
+        let error = found
+            .check_alone("test", "a")
+            .expect_err("it would be lost");
+        assert_eq!(error.get("others"), Some(&*dependent.name));
+        assert!(found.has_foreign_origin(&dependent) && found.has_foreign_origin(&clone));
+    }
+}
