@@ -126,8 +126,8 @@ impl View {
             record,
         };
         // Two that want the same name can't be made by volmux, but by hand.
-        if let Some(other) = place.insert(name.clone(), entry) {
-            let reason = format!("{} has the name {name} too", other.lv.name);
+        if let Some(other) = place.insert(name, entry) {
+            let reason = format!("{} has the name {} too", other.lv.name, other.name);
             self.damaged.push((other.lv, reason));
         }
     }
