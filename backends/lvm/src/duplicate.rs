@@ -5,18 +5,23 @@ use std::sync::Arc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use volmux_core::transfer::copy_device;
 use volmux_core::{
-    Access, ByteSize, Control, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, Sharing,
-    SpaceRequest, Volume, VolumeName,
+    Access, BlockDevice, ByteRange, ByteSize, Control, Error, ErrorKind, Origin, OriginKind,
+    Result, Sharing, SpaceRequest, Volume, VolumeName, ZeroOptions,
 };
 
 use crate::device;
 use crate::group::Change;
-use crate::lifecycle::{check_no_writer, existing, finished, in_use, make_room, remove_hidden};
+use crate::lifecycle::{
+    check_making, check_no_writer, existing, finished, in_use, make_room, remove_hidden,
+};
 use crate::locks::{Use, VolumeLocks};
 use crate::names::{self, Hidden};
 use crate::pool::Inner;
 use crate::tags::{Record, Work};
 use crate::view::Entry;
+
+/// Whether the copy is still wanted is asked so often.
+const ZEROED_AT_ONCE: usize = 1 << 30;
 
 /// What is to be made.
 #[derive(Clone, Debug)]
@@ -135,20 +140,36 @@ impl Duplicate {
         let making = VolumeLocks::of(&inner.client, op, record.id)?.alone_now()?;
         let source = Still::of(&inner, op, &mut change, &from, &record).await?;
         let made = self.make_target(&inner, &mut change, &from, &record).await;
+        // In one's turn, so that these are the ones that have the names.
+        let opened = match made {
+            Ok(target) => self.open(&inner, &source.entry, &target).await,
+            Err(error) => Err(error),
+        };
         // Others go on meanwhile.
         drop(change);
-        let copied = match made {
-            Ok(target) => {
-                self.fill(&inner, &source.entry, &target, &control, dropped)
-                    .await
+        let copied = match opened {
+            Ok([reader, writer]) => {
+                let zero = !inner.is_thin();
+                self.fill(&*reader, &*writer, zero, &control, dropped).await
             }
             Err(error) => Err(error),
         };
         let mut change = inner.client.change(op).await?;
         source.end(&mut change).await?;
-        let result = self.end(&inner, &mut change, copied).await;
+        let result = self.end(&inner, &mut change, &record, copied).await;
         drop(making);
         result
+    }
+
+    async fn open(
+        &self,
+        inner: &Arc<Inner>,
+        from: &Entry,
+        to: &Entry,
+    ) -> Result<[Arc<dyn BlockDevice>; 2]> {
+        let reader = device::open_entry(inner, self.op, from, false).await?;
+        let writer = device::open_entry(inner, self.op, to, true).await?;
+        Ok([reader, writer])
     }
 
     async fn make_target(
@@ -170,20 +191,15 @@ impl Duplicate {
         })
     }
 
+    /// Copies, and writes zeros first if the target is full of what was there before.
     async fn fill(
         &self,
-        inner: &Arc<Inner>,
-        from: &Entry,
-        to: &Entry,
+        reader: &dyn BlockDevice,
+        writer: &dyn BlockDevice,
+        zero: bool,
         control: &Control,
         dropped: CancellationToken,
     ) -> Result<()> {
-        let reader = device::open_entry(inner, self.op, from, false).await?;
-        let writer = device::open_entry(inner, self.op, to, true).await?;
-        if to.provisioning() == Provisioning::Thick {
-            let range = volmux_core::ByteRange::new(0, to.size().bytes());
-            writer.write_zeroes(range, Default::default()).await?;
-        }
         // Stops when the caller says so, and when nobody waits any more.
         let watched = Control::new().with_cancel(dropped.clone()).with_progress({
             let control = control.clone();
@@ -194,20 +210,35 @@ impl Duplicate {
                 }
             }
         });
-        copy_device(reader.as_ref(), writer.as_ref(), &watched).await?;
+        for offset in (0..writer.size() * u64::from(zero)).step_by(ZEROED_AT_ONCE) {
+            control.check(self.op)?;
+            watched.check(self.op)?;
+            let end = writer.size().min(offset + ZEROED_AT_ONCE as u64);
+            let part = ByteRange::from_to(offset, end);
+            writer.write_zeroes(part, ZeroOptions::default()).await?;
+        }
+        copy_device(reader, writer, &watched).await?;
         control.check(self.op)
     }
 
     /// Publishes what was copied, or takes it away again.
-    async fn end(&self, inner: &Inner, change: &mut Change, copied: Result<()>) -> Result<Volume> {
+    async fn end(
+        &self,
+        inner: &Inner,
+        change: &mut Change,
+        record: &Record,
+        copied: Result<()>,
+    ) -> Result<Volume> {
         let (op, name) = (self.op, self.name.as_str());
+        let ours = check_making(op, change, &self.name, record.id);
         match copied {
             Ok(()) => {
+                ours?;
                 change.retag(name, &[], &[Work::Making.tag()]).await?;
                 Ok(change.view().get(op, &self.name)?.volume())
             }
             Err(error) => {
-                if change.view().half_made.contains_key(&self.name) {
+                if ours.is_ok() {
                     inner.client.deactivate(op, name).await?;
                     change.remove(name).await?;
                 }
