@@ -45,6 +45,8 @@ struct Audit {
     inner: Arc<Inner>,
     /// Where it may repair.
     change: Option<Change>,
+    /// LVM's metadata and the thin pool are from different times.
+    torn: bool,
     report: AuditReport,
 }
 
@@ -57,6 +59,7 @@ impl Audit {
         Audit {
             inner,
             change,
+            torn: false,
             report,
         }
     }
@@ -120,6 +123,7 @@ impl Audit {
         if let (PoolStatus::Ok(state), Some(expected)) = (status, pool.transaction_id)
             && state.transaction_id != expected
         {
+            self.torn = true;
             let detail = format!(
                 "the kernel's thin pool is at transaction {} and LVM's metadata at {expected}: one \
                  of the two is from another time. Make no volumes; see man lvmthin",
@@ -291,9 +295,10 @@ impl Audit {
             let Some(orphan) = orphans::lock(&self.inner, OP, id).await? else {
                 continue;
             };
+            // It may be a volume that only older metadata of LVM does not know.
             let repaired = match &self.change {
-                Some(_) => orphan.delete(OP).map(|()| true)?,
-                None => false,
+                Some(_) if !self.torn => orphan.delete(OP).map(|()| true)?,
+                _ => false,
             };
             let detail = "a thin device that no logical volume has".to_owned();
             let object = format!("{}, device {id}", pool.name);

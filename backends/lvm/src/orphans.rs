@@ -2,7 +2,7 @@
 //! when it comes to a number that is taken.
 
 use std::fs::{File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use volmux_core::{Error, ErrorKind, Result};
@@ -10,8 +10,6 @@ use volmux_core::{Error, ErrorKind, Result};
 use crate::dm;
 use crate::pool::Inner;
 
-/// Where lvm2 has its locks (`global/locking_dir`; Debian's).
-const LVM_LOCKS: &str = "/run/lock/lvm";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A thin device that no logical volume has, and won't have as long as this is held.
@@ -32,23 +30,28 @@ pub async fn lock(inner: &Inner, op: &'static str, id: u64) -> Result<Option<Orp
     let Some(pool) = &config.pool else {
         return Ok(None);
     };
-    let lock = lock_group(op, &config.group).await?;
-    // lvm2 takes no lock for that: this process has it.
+    let lvm = &inner.client.commands;
+    let locks = lvm.lvm(op, &LOCKING_DIRECTORY).await?;
+    let locks = directory(&locks).ok_or_else(|| strange(op, "lvmconfig", &locks))?;
+    let lock = lock_group(op, &locks, &config.group).await?;
+    // lvm2 takes no lock for that: this process has it. With -a, for a snapshot that is to be merged
+    // into its origin is hidden.
     let select = format!("pool_lv={pool}");
     let args = [
         "lvs",
         "--readonly",
         "--noheadings",
+        "-a",
         "-o",
         "thin_id",
         "-S",
         &select,
         &config.group,
     ];
-    let printed = inner.client.commands.lvm(op, &args).await?;
-    let printed = String::from_utf8_lossy(&printed);
-    let mut known = printed.split_whitespace().map(str::parse::<u64>);
-    if known.any(|known| known == Ok(id)) {
+    let printed = lvm.lvm(op, &args).await?;
+    // One that is not understood would be lost.
+    let known = numbers(&printed).ok_or_else(|| strange(op, "lvs", &printed))?;
+    if known.contains(&id) {
         return Ok(None);
     }
     let status = dm::pool_status(&config.group, pool).map_err(|e| Error::from_io(op, e))?;
@@ -60,6 +63,39 @@ pub async fn lock(inner: &Inner, op: &'static str, id: u64) -> Result<Option<Orp
         target,
         id,
     }))
+}
+
+/// Where lvm2 has its locks.
+const LOCKING_DIRECTORY: [&str; 5] = [
+    "lvmconfig",
+    "--type",
+    "full",
+    "--valuesonly",
+    "global/locking_dir",
+];
+
+/// `"/run/lock/lvm"`, as lvmconfig prints it.
+fn directory(printed: &[u8]) -> Option<PathBuf> {
+    let text = std::str::from_utf8(printed).ok()?.trim();
+    let path = text.strip_prefix('"')?.strip_suffix('"')?;
+    (path.starts_with('/') && !path.contains(['"', '\\', '\n'])).then(|| path.into())
+}
+
+/// Numbers and nothing else.
+fn numbers(printed: &[u8]) -> Option<Vec<u64>> {
+    let text = std::str::from_utf8(printed).ok()?;
+    let numbers = text.split_whitespace().map(|word| word.parse().ok());
+    numbers.collect()
+}
+
+fn strange(op: &'static str, command: &str, printed: &[u8]) -> Error {
+    let printed = String::from_utf8_lossy(printed);
+    Error::new(ErrorKind::Internal, op)
+        .with(
+            "printed",
+            printed.trim().chars().take(200).collect::<String>(),
+        )
+        .reason(format!("what {command} printed can't be understood"))
 }
 
 impl Orphan {
@@ -78,8 +114,8 @@ impl Orphan {
 }
 
 /// Takes lvm2's own lock on a group, for writing.
-async fn lock_group(op: &'static str, group: &str) -> Result<File> {
-    let path = Path::new(LVM_LOCKS).join(format!("V_{group}"));
+async fn lock_group(op: &'static str, locks: &Path, group: &str) -> Result<File> {
+    let path = locks.join(format!("V_{group}"));
     let failed = |error| Error::from_io(op, error).with("path", path.display());
     let end = Instant::now() + PATIENCE;
     loop {
@@ -114,5 +150,25 @@ fn is_still(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(open), Ok(named)) => same(&open, &named),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_makes_no_orphans() {
+        assert_eq!(numbers(b"\n      \n    1\n   12\n"), Some(vec![1, 12]));
+        assert_eq!(numbers(b""), Some(vec![]));
+        // report/prefixes in lvm.conf.
+        assert_eq!(numbers(b"  LVM2_THIN_ID='1'\n"), None);
+        assert_eq!(
+            directory(b"\"/run/lock/lvm\"\n"),
+            Some("/run/lock/lvm".into())
+        );
+        for wrong in ["", "/run/lock/lvm", "\"run\"", "\"/a\"\n\"/b\""] {
+            assert_eq!(directory(wrong.as_bytes()), None, "{wrong}");
+        }
     }
 }
