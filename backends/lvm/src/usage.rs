@@ -155,6 +155,13 @@ fn thin_usage(pool: &Lv, state: &PoolState, provisioned: ByteSize) -> Usage {
     }
 }
 
+/// By how much something of this size is extended. lvm2 refuses bytes that are no whole sectors.
+fn more(bytes: u64, policy: ExtendPolicy) -> u64 {
+    const SECTOR: u64 = 512;
+    let more = (bytes as f64 * policy.by / 100.0).ceil() as u64;
+    more.checked_next_multiple_of(SECTOR).unwrap_or(more)
+}
+
 /// Extends data or metadata of a thin pool that is at its mark. That it can't be is no failure of
 /// what is to be done: that may still fit.
 async fn extend(
@@ -165,7 +172,7 @@ async fn extend(
     policy: ExtendPolicy,
 ) {
     let full = |part: dm::Used| part.used as f64 * 100.0 >= policy.at * part.total as f64;
-    let more = |bytes: u64| (bytes as f64 * policy.by / 100.0).ceil() as u64;
+    let more = |bytes: u64| more(bytes, policy);
     let mut wanted = Vec::new();
     if full(state.data) {
         wanted.push(("-L", more(pool.size.bytes())));
@@ -183,5 +190,18 @@ async fn extend(
                 tracing::warn!(pool = %pool.name, %error, operation = op, "the thin pool can't be extended");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_are_extended_by_whole_sectors() {
+        let policy = |by| ExtendPolicy { at: 80.0, by };
+        assert_eq!(more(1 << 30, policy(20.0)), 214_748_672);
+        assert_eq!(more(1 << 30, policy(25.0)), 1 << 28);
+        assert_eq!(more(4 << 20, policy(33.3)) % 512, 0);
     }
 }
