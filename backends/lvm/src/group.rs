@@ -5,7 +5,8 @@
 //! costs nothing, for lvm2 lets one command at a time change a group anyway.
 
 use std::collections::BTreeSet;
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +62,12 @@ impl GroupClient {
     /// If the directory can't be made.
     pub fn run_file(&self, op: &'static str, name: &str) -> Result<PathBuf> {
         let directory = Path::new(RUN).join(&self.config.group);
-        std::fs::create_dir_all(&directory).map_err(|error| {
+        // For root alone: whoever can open a file can lock it, and keep everybody waiting.
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        made.map_err(|error| {
             Error::from_io(op, error)
                 .with("path", directory.display())
                 .help("run as root")
