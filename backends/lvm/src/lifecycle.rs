@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use volmux_core::{
     ByteRange, ByteSize, CreateOptions, Error, ErrorKind, Provisioning, ResizeOptions, Result,
@@ -18,6 +19,9 @@ use crate::tags::{Record, Work};
 use crate::thick;
 use crate::users;
 use crate::view::{Entry, View};
+
+/// How long a device may still be open after its last user has closed it.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// lvm2 counts the extents of a logical volume in 32 bits.
 const MOST_EXTENTS: u64 = u32::MAX as u64;
@@ -118,9 +122,25 @@ pub async fn alone(op: &'static str, change: &Change, entry: &Entry) -> Result<U
     check_detached(op, entry)?;
     let locks = VolumeLocks::of(change.client(), op, entry.record.id)?;
     match locks.alone().await? {
-        Some(alone) => Ok(alone),
-        None => Err(in_use(op, change.client(), entry, &locks).await),
+        // Somebody may have the device open, or mounted, without having asked.
+        Some(alone) if is_closed(op, change.client(), &entry.lv.name).await? => Ok(alone),
+        _ => Err(in_use(op, change.client(), entry, &locks).await),
     }
+}
+
+/// Whether nobody has a device open, or closes it soon: udev looks at those that were written.
+async fn is_closed(op: &'static str, client: &GroupClient, lv: &str) -> Result<bool> {
+    let end = Instant::now() + CLOSE_TIME;
+    while client
+        .device(op, lv)?
+        .is_some_and(|info| info.open_count > 0)
+    {
+        if Instant::now() > end {
+            return Ok(false);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(true)
 }
 
 /// `Busy`, naming who uses a volume.
@@ -310,7 +330,14 @@ async fn finish_naming(change: &mut Change, entry: &Entry) -> Result<()> {
     if entry.lv.name != name {
         change.rename(&entry.lv.name, name).await?;
     }
-    remove_hidden(change, &[Hidden::Old.name(entry.record.id)]).await?;
+    let removed = remove_hidden(change, &[Hidden::Old.name(entry.record.id)]).await;
+    match removed {
+        // The volume must not wait for whoever looks at its old content; an audit removes that.
+        Err(error) if error.kind() == ErrorKind::Busy => {
+            tracing::warn!(%error, volume = name, "what a volume was before a revert stays");
+        }
+        removed => removed?,
+    }
     let done: Vec<String> = entry.record.work.iter().map(Work::tag).collect();
     change.retag(name, &[], &done).await
 }
