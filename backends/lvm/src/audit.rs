@@ -172,13 +172,14 @@ impl Audit {
             self.found(FindingKind::Leftover, &lv.name, detail, Some(lv.size), true);
             return Ok(());
         }
+        let Some(id) = names::id_of_hidden(&lv.name) else {
+            let detail = "volmux keeps such names for itself, and did not make this one";
+            self.found(FindingKind::Foreign, &lv.name, detail.into(), None, false);
+            return Ok(());
+        };
         // The source of a copy that is under way is used by whoever makes the copy.
-        let _alone = match names::id_of_hidden(&lv.name) {
-            Some(id) => match self.not_in_use(id)? {
-                Some(alone) => Some(alone),
-                None => return Ok(()),
-            },
-            None => None,
+        let Some(_alone) = self.not_in_use(id)? else {
+            return Ok(());
         };
         self.remove(lv, "left by work that was interrupted").await
     }

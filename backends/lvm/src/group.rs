@@ -83,11 +83,11 @@ impl GroupClient {
             return Ok(view.clone());
         }
         let view = Arc::new(View::new(op, &self.config, self.report(op).await?)?);
-        if stamp.is_none() {
-            known.place = readable(&view.report.devices).await;
-        }
         // One that was read before the report: a change in between is then seen the next time.
-        known.stamp = stamp;
+        known.stamp = stamp.filter(|stamp| is_stamp_of(stamp, &view));
+        if known.stamp.is_none() {
+            known.place = readable(&view).await;
+        }
         known.view = Some(view.clone());
         Ok(view)
     }
@@ -223,15 +223,20 @@ async fn lock(op: &'static str, path: PathBuf) -> Result<File> {
     }
 }
 
-/// The first physical volume that has the group's metadata.
-async fn readable(devices: &BTreeSet<PathBuf>) -> Option<Place> {
-    for device in devices {
+/// The first physical volume that has the group's metadata, as it was just reported.
+async fn readable(view: &View) -> Option<Place> {
+    for device in &view.report.devices {
         let place = Place::new(device);
-        if read_stamp(Some(place.clone())).await.is_some() {
+        let stamp = read_stamp(Some(place.clone())).await;
+        if stamp.is_some_and(|stamp| is_stamp_of(&stamp, view)) {
             return Some(place);
         }
     }
     None
+}
+
+fn is_stamp_of(stamp: &Stamp, view: &View) -> bool {
+    stamp.is_of(&view.group().uuid, view.group().seqno)
 }
 
 /// Has the physical volumes keep, through a power cut, what was written to them: lvm2 does not ask
@@ -386,16 +391,15 @@ impl Change {
     /// Removes a logical volume.
     ///
     /// # Errors
-    /// `Busy` if its device is open; what lvm2 complains of.
+    /// `Busy` if its device is open, or lvm2 would remove others with it; what lvm2 complains of.
     pub async fn remove(&mut self, lv: &str) -> Result<()> {
+        self.view.check_alone(self.op, lv)?;
         let path = self.path(lv);
-        let commits = if self.client.config.pool.is_some() {
-            2
-        } else {
-            1
-        };
         let args = ["lvremove", "-f", "-y", &path];
-        self.run(&args, commits, |report| {
+        if self.client.config.pool.is_none() {
+            return self.run_and_forget(&args).await;
+        }
+        self.run(&args, 2, |report| {
             report.lvs.retain(|known| known.name != lv);
         })
         .await
@@ -474,6 +478,9 @@ impl Change {
     pub async fn reduce(&mut self, lv: &str, size: u64) -> Result<()> {
         let (path, size) = (self.path(lv), format!("{size}b"));
         let args = ["lvreduce", "-f", "-y", "-L", &size, &path];
+        if self.client.config.pool.is_none() {
+            return self.run_and_forget(&args).await;
+        }
         self.run(&args, 1, resized(lv, &size)).await
     }
 
@@ -592,7 +599,7 @@ impl Change {
         let stamp = read_stamp(known.place.clone()).await;
         // Had somebody else changed the group meanwhile, there would be more commits: then lvm2 is
         // asked at the next look.
-        known.stamp = stamp.filter(|stamp| stamp.seqno == view.group().seqno);
+        known.stamp = stamp.filter(|stamp| is_stamp_of(stamp, &view));
         self.view = Arc::new(view);
         known.view = Some(self.view.clone());
         Ok(())

@@ -34,6 +34,7 @@ mod revert;
 mod ring;
 mod stamp;
 mod tags;
+mod thick;
 mod thin_xml;
 mod trouble;
 mod turns;

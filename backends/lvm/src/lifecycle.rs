@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use volmux_core::{
     ByteRange, ByteSize, CreateOptions, Error, ErrorKind, Provisioning, ResizeOptions, Result,
-    SpaceRequest, Volume, VolumeName, ZeroOptions,
+    SpaceRequest, Volume, VolumeId, VolumeName, ZeroOptions,
 };
 
 use crate::active;
@@ -15,6 +15,7 @@ use crate::names::{self, Hidden};
 use crate::pool::Inner;
 use crate::raw::RawDisk;
 use crate::tags::{Record, Work};
+use crate::thick;
 use crate::users;
 use crate::view::{Entry, View};
 
@@ -181,6 +182,25 @@ pub async fn make_room(op: &'static str, change: &mut Change, name: &VolumeName)
     Ok(())
 }
 
+/// Whether the logical volume of this name is still the one that is being made as `id`.
+///
+/// # Errors
+/// `Busy` if somebody else has removed it, or put another one into its place.
+pub fn check_making(
+    op: &'static str,
+    change: &Change,
+    name: &VolumeName,
+    id: VolumeId,
+) -> Result<()> {
+    match change.view().half_made.get(name) {
+        Some(entry) if entry.record.id == id => Ok(()),
+        _ => Err(Error::new(ErrorKind::Busy, op)
+            .with("volume", name)
+            .reason("somebody else removed or replaced its logical volume while it was being made")
+            .help("try again")),
+    }
+}
+
 /// Removes those of the hidden logical volumes that are there.
 pub async fn remove_hidden(change: &mut Change, names: &[String]) -> Result<()> {
     for name in names {
@@ -217,54 +237,12 @@ pub async fn create(inner: Arc<Inner>, name: VolumeName, options: CreateOptions)
     inner.admit(OP, &mut change, request).await?;
     let record = Record::new(None);
     if thick {
-        return create_thick(&inner, change, &name, size, record).await;
+        return thick::create(&inner, change, &name, size, record).await;
     }
     change
         .create_thin(name.as_str(), size.bytes(), &record.tags())
         .await?;
     Ok(change.view().get(OP, &name)?.volume())
-}
-
-/// Makes a thick volume, which counts once all of it is zeros: what its extents held before was
-/// another volume's.
-async fn create_thick(
-    inner: &Arc<Inner>,
-    mut change: Change,
-    name: &VolumeName,
-    size: ByteSize,
-    mut record: Record,
-) -> Result<Volume> {
-    const OP: &str = "create_volume";
-    record.work = Some(Work::Making);
-    let made = VolumeLocks::of(change.client(), OP, record.id)?.alone_now()?;
-    change
-        .create_thick(name.as_str(), size.bytes(), &record.tags())
-        .await?;
-    drop(change);
-    let zeroed = zero(inner, OP, name.as_str(), size).await;
-    let mut change = inner.client.change(OP).await?;
-    drop(made);
-    if let Err(error) = zeroed {
-        change.remove(name.as_str()).await?;
-        return Err(error);
-    }
-    change
-        .retag(name.as_str(), &[], &[Work::Making.tag()])
-        .await?;
-    Ok(change.view().get(OP, name)?.volume())
-}
-
-/// Writes zeros over all of a logical volume that nobody uses.
-async fn zero(inner: &Arc<Inner>, op: &'static str, lv: &str, size: ByteSize) -> Result<()> {
-    let disk = RawDisk::open(&inner.client, op, lv, None).await?;
-    let range = ByteRange::new(0, size.bytes());
-    let zeroed = disk.write_zeroes(range, ZeroOptions::default()).await;
-    let flushed = match zeroed {
-        Ok(()) => disk.flush().await,
-        Err(error) => Err(error),
-    };
-    disk.close(op).await?;
-    flushed
 }
 
 pub async fn resize(inner: Arc<Inner>, name: VolumeName, options: ResizeOptions) -> Result<Volume> {
@@ -274,6 +252,7 @@ pub async fn resize(inner: Arc<Inner>, name: VolumeName, options: ResizeOptions)
     let size = checked_size(OP, options.size, change.view().group().extent_size)?;
     let entry = finished(&inner, OP, &mut change, &name).await?;
     check_not_snapshot(OP, &entry, "resized")?;
+    thick::check_resizable(OP, &entry)?;
     let old = entry.size();
     if size > old {
         let growth = ByteSize::new(size.bytes() - old.bytes());
@@ -284,7 +263,7 @@ pub async fn resize(inner: Arc<Inner>, name: VolumeName, options: ResizeOptions)
         };
         inner.admit(OP, &mut change, request).await?;
         if thick {
-            grow_thick(&inner, &mut change, &entry, growth).await?;
+            change = thick::grow(&inner, change, &entry, growth).await?;
         } else {
             change.extend(&entry.lv.name, size.bytes()).await?;
         }
@@ -308,29 +287,6 @@ pub async fn resize(inner: Arc<Inner>, name: VolumeName, options: ResizeOptions)
         .open_volumes
         .resized(entry.record.id, entry.size().bytes());
     Ok(entry.volume())
-}
-
-/// Grows a thick volume by extents that are zeroed first, so that what another volume left in them
-/// can't be read for a moment, not even where the device is in use.
-async fn grow_thick(
-    inner: &Arc<Inner>,
-    change: &mut Change,
-    entry: &Entry,
-    growth: ByteSize,
-) -> Result<()> {
-    const OP: &str = "resize_volume";
-    let hidden = Hidden::Zero.name(entry.record.id);
-    remove_hidden(change, std::slice::from_ref(&hidden)).await?;
-    change.create_thick(&hidden, growth.bytes(), &[]).await?;
-    let zeroed = zero(inner, OP, &hidden, growth).await;
-    let ranges = match zeroed {
-        Ok(()) => change.extents_of(&hidden).await,
-        Err(error) => Err(error),
-    };
-    change.remove(&hidden).await?;
-    change
-        .extend_by(&entry.lv.name, growth.bytes(), &ranges?)
-        .await
 }
 
 /// The volume, with all finished that was begun.
@@ -417,9 +373,13 @@ pub async fn delete(inner: Arc<Inner>, name: VolumeName) -> Result<()> {
     };
     let id = entry.record.id;
     let alone = alone(OP, &change, &entry).await?;
-    change.remove(&entry.lv.name).await?;
-    let hidden = [Hidden::Old, Hidden::Revert, Hidden::Copy].map(|hidden| hidden.name(id));
+    // First what a revert left: once the volume is gone, that would be it.
+    let mut hidden = [Hidden::Old, Hidden::Revert, Hidden::Copy]
+        .map(|hidden| hidden.name(id))
+        .to_vec();
+    hidden.retain(|name| *name != entry.lv.name);
     remove_hidden(&mut change, &hidden).await?;
+    change.remove(&entry.lv.name).await?;
     VolumeLocks::of(change.client(), OP, id)?.forget(alone);
     Ok(())
 }
@@ -477,6 +437,13 @@ fn adoptable(op: &'static str, view: &View, what: &str) -> Result<crate::report:
                 ErrorKind::InvalidInput,
                 "it is read-only",
                 "make it writable: lvchange -prw",
+            );
+        }
+        if view.has_foreign_origin(lv) {
+            return error(
+                ErrorKind::InvalidInput,
+                "part of its content lies in its origin, another logical volume",
+                "copy it into a new volume",
             );
         }
         return Ok(lv.clone());

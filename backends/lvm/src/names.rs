@@ -61,7 +61,8 @@ pub enum Hidden {
 }
 
 impl Hidden {
-    /// The name of the logical volume, for work on the volume `id`.
+    /// The name of the logical volume, for work on the volume `id`; of zeros, by an identity of
+    /// their own.
     pub fn name(self, id: VolumeId) -> String {
         let what = match self {
             Hidden::Revert => "revert",

@@ -24,8 +24,18 @@ const MAGIC: &[u8; 16] = b" LVM2 x[5A%r0N*>";
 pub struct Stamp {
     /// The sector that says where the newest text is.
     header: Vec<u8>,
+    /// The group's UUID, as the text says.
+    pub group: String,
     /// The commit's number, as the text says.
     pub seqno: u64,
+}
+
+impl Stamp {
+    /// Whether it is the stamp of this commit. A physical volume that was moved to another group, or
+    /// whose metadata area is not in use any more, has one too, and it says nothing of ours.
+    pub fn is_of(&self, group: &str, seqno: u64) -> bool {
+        self.seqno == seqno && self.group == group
+    }
 }
 
 /// Where the metadata of a group is written.
@@ -85,9 +95,13 @@ fn read_stamp(read: Read<'_>) -> io::Result<Stamp> {
             bytes.extend_from_slice(&block.0);
         }
     }
-    let seqno = seqno(&bytes[(text - first) as usize..]);
-    let seqno = seqno.ok_or_else(|| strange("no LVM metadata"))?;
-    Ok(Stamp { header, seqno })
+    let commit = commit(&bytes[(text - first) as usize..]);
+    let (group, seqno) = commit.ok_or_else(|| strange("no LVM metadata"))?;
+    Ok(Stamp {
+        header,
+        group,
+        seqno,
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,20 +142,24 @@ fn metadata_area(start: &[u8]) -> Option<Area> {
 }
 
 /// Where the newest text begins. `mda_header`: checksum, magic, version, start and size of the area,
-/// then places: offset, size, checksum, flags.
+/// then places: offset, size, checksum, flags. An area that is ignored (`pvchange --metadataignore`)
+/// is not written any more, and keeps what was true then.
 fn newest_text(header: &[u8], area: Area) -> Option<u64> {
+    const IGNORED: u32 = 1;
     let right = header.get(4..20)? == MAGIC
         && le64(header, 24)? == area.offset
-        && le64(header, 32)? == area.size;
+        && le64(header, 32)? == area.size
+        && le32(header, 60)? & IGNORED == 0;
     let offset = le64(header, 40)?;
     (right && offset >= SECTOR as u64 && offset < area.size).then(|| area.offset + offset)
 }
 
-/// The number in `vg {\nid = "…"\nseqno = 17\n`.
-fn seqno(text: &[u8]) -> Option<u64> {
-    let line = text.split(|&b| b == b'\n').nth(2)?;
-    let number = line.strip_prefix(b"seqno = ")?;
-    std::str::from_utf8(number).ok()?.parse().ok()
+/// UUID and number in `vg {\nid = "…"\nseqno = 17\n`.
+fn commit(text: &[u8]) -> Option<(String, u64)> {
+    let mut lines = text.split(|&b| b == b'\n').skip(1);
+    let mut value = |key: &[u8]| std::str::from_utf8(lines.next()?.strip_prefix(key)?).ok();
+    let id = value(b"id = ")?.strip_prefix('"')?.strip_suffix('"')?;
+    Some((id.to_owned(), value(b"seqno = ")?.parse().ok()?))
 }
 
 /// Reads a stamp from a disk of these bytes: its label, and behind it the rest, from 4096 on.
@@ -224,6 +242,21 @@ mod tests {
         let first = stamp(&disk(512, 17)).expect("right");
         assert_eq!(first, stamp(&disk(512, 17)).expect("right"));
         assert_ne!(first, stamp(&disk(4096, 18)).expect("right"));
+    }
+
+    #[test]
+    fn only_the_commit_that_was_reported_is_believed() {
+        let stamp = stamp(&disk(512, 17)).expect("right");
+        assert!(stamp.is_of("Cw4Gzr", 17));
+        assert!(!stamp.is_of("Cw4Gzr", 18));
+        assert!(!stamp.is_of("another group", 17));
+    }
+
+    #[test]
+    fn an_area_that_is_ignored_says_nothing() {
+        let mut disk = disk(512, 17);
+        disk[4096 + 60] = 1;
+        stamp(&disk).expect_err("it is not written any more");
     }
 
     #[test]

@@ -66,28 +66,54 @@ impl View {
             .filter(|lv| is_inside(lv, pool))
             .cloned()
             .collect();
+        let mut ours = Vec::new();
         for lv in inside {
             match Record::read(lv.tags.iter().map(String::as_str)) {
-                Ok(Some(record)) => view.place(lv, record),
+                Ok(Some(record)) => ours.push((lv, record)),
                 Ok(None) if names::is_hidden(&lv.name) => view.leftovers.push(lv),
                 Ok(None) => view.foreign.push(lv),
                 Err(reason) => view.damaged.push((lv, reason)),
             }
         }
+        view.place_all(ours);
         Ok(view)
     }
 
-    fn place(&mut self, lv: Lv, record: Record) {
-        let own = VolumeName::new(lv.name.clone()).ok();
-        let name = match &record.work {
-            // What a volume is reverted to waits until the old content has given the name up.
-            Some(Work::Naming(name)) if !self.names.contains(name.as_str()) => Some(name.clone()),
-            _ => own,
-        };
-        let Some(name) = name else {
-            self.leftovers.push(lv);
-            return;
-        };
+    fn place_all(&mut self, ours: Vec<(Lv, Record)>) {
+        let named = ours.iter().filter(|(lv, _)| own_name(lv).is_some());
+        let named: HashSet<VolumeId> = named.map(|(_, record)| record.id).collect();
+        let mut nameless = Vec::new();
+        for (lv, record) in ours {
+            let name = match (&record.work, own_name(&lv)) {
+                // What a volume is reverted to waits until the old content has given the name up:
+                // not just until that volume was renamed.
+                (Some(Work::Naming(name)), own)
+                    if !self.names.contains(name.as_str())
+                        && (own.is_some() || !named.contains(&record.id)) =>
+                {
+                    Some(name.clone())
+                }
+                (_, own) => own,
+            };
+            match name {
+                Some(name) => self.place(name, lv, record),
+                None => nameless.push((lv, record)),
+            }
+        }
+        let volumes = self.volumes.values();
+        let known: HashSet<VolumeId> = volumes.map(|entry| entry.record.id).collect();
+        for (lv, record) in nameless {
+            if names::is_hidden(&lv.name) && known.contains(&record.id) {
+                self.leftovers.push(lv);
+            } else {
+                // It may be all that is left of a volume, so it is nothing to be removed.
+                let reason = nameless_reason(&record);
+                self.damaged.push((lv, reason));
+            }
+        }
+    }
+
+    fn place(&mut self, name: VolumeName, lv: Lv, record: Record) {
         let making = record.work == Some(Work::Making);
         let place = if making {
             &mut self.half_made
@@ -100,8 +126,8 @@ impl View {
             record,
         };
         // Two that want the same name can't be made by volmux, but by hand.
-        if let Some(other) = place.insert(name.clone(), entry) {
-            let reason = format!("{} has the name {name} too", other.lv.name);
+        if let Some(other) = place.insert(name, entry) {
+            let reason = format!("{} has the name {} too", other.lv.name, other.name);
             self.damaged.push((other.lv, reason));
         }
     }
@@ -143,6 +169,47 @@ impl View {
             .with("tags", lv.tags.join(","))
             .reason(reason)
             .help("put the tags right with lvchange --addtag and --deltag, or remove those that begin with volmux. and adopt it"))
+    }
+
+    /// `lvremove` takes away, with a logical volume, its snapshots of the old kind and those that
+    /// have it as an external origin: what somebody made by hand, and volmux does not know.
+    ///
+    /// # Errors
+    /// `Busy` if there are such.
+    pub fn check_alone(&self, op: &'static str, lv: &str) -> Result<()> {
+        let removed = self.report.lvs.iter().find(|known| known.name == lv);
+        let thin = |known: &Lv| removed.is_some_and(|lv| is_thin_beside(known, lv));
+        let lost = self.report.lvs.iter().filter(|known| known.origin == lv);
+        let lost: Vec<&str> = lost
+            .filter(|known| !thin(known))
+            .map(|known| &*known.name)
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Busy, op)
+            .with("logical_volume", lv)
+            .with("others", lost.join(", "))
+            .reason("logical volumes that were made of it by hand would be removed with it")
+            .help("remove those first, or copy them"))
+    }
+
+    /// Whether what a logical volume does not hold itself is read from one of another kind: it is a
+    /// snapshot of the old kind, or its thin origin, or that one's, has an external origin.
+    pub fn has_foreign_origin(&self, lv: &Lv) -> bool {
+        let mut at = lv;
+        // No longer, for garbage may go round.
+        for _ in &self.report.lvs {
+            if at.origin.is_empty() {
+                return false;
+            }
+            let origin = self.report.lvs.iter().find(|known| known.name == at.origin);
+            match origin.filter(|origin| is_thin_beside(origin, lv)) {
+                Some(origin) => at = origin,
+                None => return true,
+            }
+        }
+        true
     }
 
     /// The volume with this identity, whatever it is called.
@@ -201,6 +268,28 @@ impl Entry {
             volume.exclusive = Some(self.lv.size);
         }
         volume
+    }
+}
+
+/// Whether both are thin volumes of one pool, and so stand on their own.
+fn is_thin_beside(a: &Lv, b: &Lv) -> bool {
+    a.segtype == "thin" && b.segtype == "thin" && a.pool == b.pool
+}
+
+/// The name of the volume that a logical volume is if no work is under way.
+fn own_name(lv: &Lv) -> Option<VolumeName> {
+    VolumeName::new(lv.name.clone()).ok()
+}
+
+/// What is the matter with a volume that has no name.
+fn nameless_reason(record: &Record) -> String {
+    match &record.work {
+        Some(Work::Naming(name)) => format!(
+            "it holds the volume {name}, whose name another logical volume took in the middle of a \
+             revert: give one of the two another name (lvrename)"
+        ),
+        _ => "it holds a volume, and no volume can be called that: give it another name (lvrename)"
+            .into(),
     }
 }
 

@@ -98,6 +98,36 @@ fn a_revert_takes_effect_when_the_old_content_gives_the_name_up() {
 }
 
 #[test]
+fn the_content_of_a_volume_whose_name_was_taken_is_no_leftover() {
+    let new = ".volmux-revert-00000000-0000-0000-0000-00000000000a";
+    let old = ".volmux-old-00000000-0000-0000-0000-00000000000a";
+    let reverting: &[&str] = &[A, "volmux.naming=a"];
+    for taken_by in [&["production"][..], &[]] {
+        let found = view(&[(old, &[A]), (new, reverting), ("a", taken_by)]);
+        assert!(found.leftovers.is_empty() && names(&found).is_empty());
+        let damaged: Vec<&str> = found.damaged.iter().map(|(lv, _)| &*lv.name).collect();
+        assert_eq!(damaged, [old, new]);
+    }
+}
+
+#[test]
+fn a_volume_with_a_name_that_volmux_does_not_allow_is_no_leftover() {
+    for hidden in [".a", "+a", ".volmux-mine"] {
+        let found = view(&[(hidden, &[A])]);
+        assert!(found.leftovers.is_empty(), "{hidden}");
+        assert_eq!(found.damaged.len(), 1, "{hidden}");
+    }
+}
+
+#[test]
+fn a_volume_that_is_renamed_in_the_middle_of_a_revert_is_not_there_twice() {
+    let new = ".volmux-revert-00000000-0000-0000-0000-00000000000a";
+    let found = view(&[("b", &[A]), (new, &[A, "volmux.naming=a"])]);
+    assert_eq!(names(&found), ["b"]);
+    assert_eq!(found.leftovers[0].name, new);
+}
+
+#[test]
 fn wrong_pools_are_refused() {
     let pool = |pool: &str| LvmConfig::thin("vg", pool);
     let missing = View::new("test", &pool("other"), report()).expect_err("missing");
@@ -127,4 +157,38 @@ fn a_group_without_a_pool_holds_thick_volumes() {
     let volume = found.volumes[&name("thick")].volume();
     assert_eq!(volume.provisioning, Provisioning::Thick);
     assert_eq!(volume.allocated, Some(volume.virtual_size));
+}
+
+#[test]
+fn what_lvremove_would_take_along_is_seen() {
+    let mut report = report();
+    let thin_snapshot = thin(&report, "snapshot", &[]);
+    let [mut old, mut external] = ["old", "external"].map(|name| thin(&report, name, &[]));
+    let mut clone = thin(&report, "clone", &[]);
+    "linear".clone_into(&mut old.segtype);
+    old.pool.clear();
+    "other".clone_into(&mut external.pool);
+    let made_of = |mut lv: Lv, origin: &str| {
+        origin.clone_into(&mut lv.origin);
+        lv
+    };
+    "external".clone_into(&mut clone.origin);
+    clone.pool.clone_from(&external.pool);
+    report.lvs.push(made_of(thin_snapshot, "a"));
+    let found = view_of(report.clone()).expect("right");
+    found
+        .check_alone("test", "a")
+        .expect("they are independent");
+    assert!(!found.has_foreign_origin(&made_of(thin(&report, "x", &[]), "snapshot")));
+
+    for dependent in [made_of(old, "a"), made_of(external, "a")] {
+        let mut report = report.clone();
+        report.lvs.extend([dependent.clone(), clone.clone()]);
+        let found = view_of(report).expect("right");
+        let error = found
+            .check_alone("test", "a")
+            .expect_err("it would be lost");
+        assert_eq!(error.get("others"), Some(&*dependent.name));
+        assert!(found.has_foreign_origin(&dependent) && found.has_foreign_origin(&clone));
+    }
 }
