@@ -9,8 +9,9 @@ use rustix::fs::OFlags;
 use volmux_core::{
     AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, Capabilities,
     CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
-    ExtentQuery, ExtentStream, Holder, Names, OpenOptions, OriginKind, Pool, PoolUrl, ResizeOptions,
-    Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Turns, Usage, Volume, VolumeName,
+    ExtentQuery, ExtentStream, Holder, Names, OpenOptions, OriginKind, Pool, PoolUrl,
+    ResizeOptions, Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Turns, Usage,
+    Volume, VolumeName,
 };
 
 use crate::DirConfig;
