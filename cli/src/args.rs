@@ -206,7 +206,7 @@ pub enum VolumeCommand {
     },
     /// Take over something that exists in the pool's place and is not yet a volume
     Adopt {
-        /// In the pool's own terms: a path below a directory pool's root
+        /// In the pool's own terms: a path below a directory pool's root, a logical volume's name
         what: String,
         /// The new volume's name
         name: String,

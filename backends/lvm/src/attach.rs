@@ -104,8 +104,16 @@ async fn attach_now(
         ..Alter::default()
     };
     change.alter(&entry.lv.name, &alter).await?;
-    if wanted.access == Access::ReadWrite {
-        open::check_kernel_lets_write(inner, OP, &entry.lv.name).await?;
+    if wanted.access == Access::ReadWrite
+        && let Err(error) = open::check_kernel_lets_write(inner, OP, &entry.lv.name).await
+    {
+        let undo = Alter {
+            remove: alter.add,
+            skip_activation: attachments.is_empty().then_some(true),
+            ..Alter::default()
+        };
+        change.alter(&entry.lv.name, &undo).await?;
+        return Err(error);
     }
     Ok(path)
 }

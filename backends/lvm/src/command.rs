@@ -64,7 +64,7 @@ impl Commands {
             drop(slot);
             done
         });
-        let shown = args.join(" ");
+        let shown = shown(args);
         let Ok(done) = tokio::time::timeout(self.timeout, &mut done).await else {
             interrupt(pid);
             return Err(Error::new(ErrorKind::TimedOut, op)
@@ -140,6 +140,14 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, limit: u64) -> std::io::Resu
     // A command that can't write any more would wait for ever.
     tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
     Ok(bytes)
+}
+
+/// A command as an error shows it: without what is so long that nothing else would be seen.
+fn shown(args: &[&str]) -> String {
+    let short = args
+        .iter()
+        .map(|arg| if arg.len() > 160 { "…" } else { arg });
+    short.collect::<Vec<_>>().join(" ")
 }
 
 fn interrupt(pid: Option<u32>) {

@@ -138,8 +138,8 @@ impl Disk {
         }
     }
 
-    /// Makes what was written durable. A thin pool is asked whether it still keeps what it is
-    /// told: it may take a flush after it has thrown changes away.
+    /// Makes what was written durable. A thin pool is asked as well whether it keeps what it is
+    /// told: it may have thrown changes away, and told nobody or somebody else.
     pub async fn flush(&self) -> Result<()> {
         const OP: &str = "flush";
         if !self.open.writable {

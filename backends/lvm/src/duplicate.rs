@@ -32,7 +32,7 @@ enum Begun {
     /// It is there already.
     There(Volume),
     /// It is still to be made, of this.
-    Of(Entry),
+    Of(Box<Entry>),
 }
 
 impl Duplicate {
@@ -59,7 +59,9 @@ impl Duplicate {
         }
         change.view().get(op, source)?;
         make_room(op, change, name).await?;
-        finished(inner, op, change, source).await.map(Begun::Of)
+        Ok(Begun::Of(Box::new(
+            finished(inner, op, change, source).await?,
+        )))
     }
 
     fn check(&self, inner: &Inner, control: &Control) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use volmux_core::{
     ByteRange, ByteSize, Error, ErrorKind, ExtentKind, ExtentQuery, ExtentStream, Grade, Result,
     VolumeId, VolumeName,
@@ -202,9 +202,10 @@ impl Inner {
         let found = if past.is_empty() {
             changed
         } else {
-            // One after the other: only one can read the metadata at a time.
-            let past = self.mapped(op, &entry.lv, past).await?;
-            changed.chain(past).boxed()
+            // Only then: one at a time can read the metadata.
+            let (number, metadata) = (self.number(op, &entry.lv).await?, self.metadata(op).await?);
+            let past = async move { metadata.allocated(op, number, past).await };
+            changed.chain(stream::once(past).try_flatten()).boxed()
         };
         Ok(ExtentStream::new(Grade::Superset, chunk, found))
     }

@@ -4,6 +4,7 @@
 //! it takes for each command, would let others in between a look and the change that rests on it. It
 //! costs nothing, for lvm2 lets one command at a time change a group anyway.
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,10 +75,6 @@ impl GroupClient {
     /// What lvm2 complains of; `NotFound` or `InvalidConfig` if there is no such pool.
     pub async fn look(&self, op: &'static str) -> Result<Arc<View>> {
         let mut known = self.known.lock().await;
-        if known.view.is_some() && known.place.is_none() {
-            // Asked for only now: who looks once has no use for it.
-            known.place = self.place(op).await?;
-        }
         let stamp = read_stamp(known.place.clone()).await;
         if let Some(view) = &known.view
             && stamp.is_some()
@@ -86,6 +83,10 @@ impl GroupClient {
             return Ok(view.clone());
         }
         let view = Arc::new(View::new(op, &self.config, self.report(op).await?)?);
+        if stamp.is_none() {
+            known.place = readable(&view.report.devices).await;
+        }
+        // One that was read before the report: a change in between is then seen the next time.
         known.stamp = stamp;
         known.view = Some(view.clone());
         Ok(view)
@@ -145,31 +146,8 @@ impl GroupClient {
         Ok(Report {
             group,
             lvs: Vec::new(),
+            devices: BTreeSet::new(),
         })
-    }
-
-    /// A physical volume that holds the group's metadata.
-    async fn place(&self, op: &'static str) -> Result<Option<Place>> {
-        let select = format!(
-            "vg_name={} && pv_mda_used_count>0 && pv_missing=0",
-            self.config.group
-        );
-        let args = [
-            "pvs",
-            "--noheadings",
-            "--binary",
-            "-o",
-            "pv_name",
-            "-S",
-            &select,
-        ];
-        let printed = self.commands.lvm(op, &args).await?;
-        let printed = String::from_utf8_lossy(&printed);
-        let first = printed
-            .lines()
-            .map(str::trim)
-            .find(|line| line.starts_with('/'));
-        Ok(first.map(Place::new))
     }
 
     /// Waits for one's turn to change the group, and looks at it.
@@ -241,6 +219,36 @@ async fn lock(op: &'static str, path: PathBuf) -> Result<File> {
         }
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// The first physical volume that has the group's metadata.
+async fn readable(devices: &BTreeSet<PathBuf>) -> Option<Place> {
+    for device in devices {
+        let place = Place::new(device);
+        if read_stamp(Some(place.clone())).await.is_some() {
+            return Some(place);
+        }
+    }
+    None
+}
+
+/// Has the physical volumes keep, through a power cut, what was written to them: lvm2 does not ask
+/// disks to empty their write caches.
+async fn make_durable(op: &'static str, devices: &BTreeSet<PathBuf>) -> Result<()> {
+    let devices = devices.clone();
+    let synced = tokio::task::spawn_blocking(move || {
+        devices.iter().try_for_each(|device| {
+            let synced = File::open(device).and_then(|disk| disk.sync_all());
+            synced.map_err(|error| {
+                Error::from_io(op, error)
+                    .with("path", device.display())
+                    .reason("it is done, and the disk may yet lose it in a power cut")
+            })
+        })
+    });
+    synced
+        .await
+        .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, op).with_source(error)))
 }
 
 /// None if it can't be told: then lvm2 is asked.
@@ -359,15 +367,14 @@ impl Change {
         self.run(&args, 2, |report| report.lvs.push(made)).await
     }
 
-    /// Makes a thick volume of `size` bytes, active, and full of what was there before.
+    /// Makes a thick volume of `size` bytes, inactive, and full of what was there before.
     ///
     /// # Errors
     /// What lvm2 complains of.
     pub async fn create_thick(&mut self, name: &str, size: u64, tags: &[String]) -> Result<()> {
         let (group, size) = (self.client.config.group.clone(), format!("{size}b"));
-        let mut args = vec![
-            "lvcreate", "-y", "-L", &size, "-n", name, "-ky", "-ay", "-K",
-        ];
+        let mut args = vec!["lvcreate", "-y", "-L", &size, "-n", name, "-ky", "-an"];
+        // It is not active, and is zeroed as a whole later.
         args.extend(["-Wn", "-Zn"]);
         add_tags(&mut args, tags);
         args.push(&group);
@@ -387,7 +394,7 @@ impl Change {
         };
         let args = ["lvremove", "-f", "-y", &path];
         self.run(&args, commits, |report| {
-            report.lvs.retain(|known| known.name != lv)
+            report.lvs.retain(|known| known.name != lv);
         })
         .await
     }
@@ -559,7 +566,7 @@ impl Change {
         self.client.forget().await;
         done?;
         self.view = self.client.look(self.op).await?;
-        Ok(())
+        make_durable(self.op, &self.view.report.devices).await
     }
 
     /// Runs a command that makes so many commits, and changes what was reported like that.
@@ -574,6 +581,7 @@ impl Change {
             self.client.forget().await;
             return Err(error);
         }
+        make_durable(self.op, &self.view.report.devices).await?;
         let view = self.view.after(self.op, &self.client.config, |report| {
             report.group.seqno += commits;
             effect(report);

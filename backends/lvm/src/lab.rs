@@ -14,6 +14,7 @@ use crate::metadata::ThinMetadata;
 mod broken;
 mod disks;
 mod extents;
+mod volumes;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

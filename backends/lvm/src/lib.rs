@@ -41,6 +41,8 @@ mod usage;
 mod users;
 mod view;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 #[cfg(test)]
 mod lab;
 

@@ -66,11 +66,11 @@ pub fn existing(
     match view.find(name) {
         None => Ok(None),
         Some(entry) if same(entry) => Ok(Some(entry.volume())),
-        Some(entry) => Err(taken(op, name, what_it_is(entry))),
+        Some(entry) => Err(taken(op, name, &what_it_is(entry))),
     }
 }
 
-fn taken(op: &'static str, name: &VolumeName, by: String) -> Error {
+fn taken(op: &'static str, name: &VolumeName, by: &str) -> Error {
     Error::new(ErrorKind::AlreadyExists, op)
         .with("volume", name)
         .reason(format!("the name is taken by {by}"))
@@ -176,7 +176,7 @@ pub async fn make_room(op: &'static str, change: &mut Change, name: &VolumeName)
     if change.view().names.contains(name.as_str()) {
         let group = &change.client().config.group;
         let by = format!("a logical volume of group {group} that is no volume of this pool");
-        return Err(taken(op, name, by));
+        return Err(taken(op, name, &by));
     }
     Ok(())
 }

@@ -55,8 +55,8 @@ impl ThinMetadata {
     /// They hold all writes that were complete before the call.
     ///
     /// # Errors
-    /// `Busy` if others read the metadata all the time; in the stream `NotFound` if there is no such
-    /// device. A stream that has no error is whole.
+    /// `Busy` if others read the metadata all the time; in the stream `NotFound` if there is no
+    /// such device. A stream that has no error is whole.
     pub async fn allocated(
         &self,
         op: &'static str,

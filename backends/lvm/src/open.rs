@@ -133,7 +133,13 @@ async fn try_open(
         view = client.look(op).await?;
     }
     let lv = entry.lv.name.clone();
-    let path = client.activate(op, &lv).await?;
+    let path = match client.activate(op, &lv).await {
+        // What was begun with it has been finished by somebody else: it has its own name now.
+        Err(_) if same(&*client.look(op).await?).is_some_and(|now| now.lv.name != lv) => {
+            return Ok(None);
+        }
+        path => path?,
+    };
     if writes {
         check_kernel_lets_write(inner, op, &lv).await?;
     }
@@ -353,7 +359,7 @@ pub struct Closer {
     of: Of,
     /// Somebody may have the volume for a moment who does not see to that.
     patient: bool,
-    /// That of the caller: the last request may end on another thread.
+    /// That of the caller: the last request may end on a thread that has none.
     runtime: Option<Handle>,
 }
 
@@ -372,7 +378,8 @@ impl Closer {
 impl Drop for Closer {
     fn drop(&mut self) {
         // Without a runtime it stays active, which the next one to close it, or an audit, ends.
-        let Some(runtime) = &self.runtime else {
+        let runtime = Handle::try_current().ok().or(self.runtime.take());
+        let Some(runtime) = runtime else {
             return;
         };
         let (inner, of, patient) = (self.inner.clone(), self.of.clone(), self.patient);

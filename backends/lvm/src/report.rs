@@ -1,4 +1,7 @@
-//! What `lvs --reportformat json` says of a volume group. Pure: text in, structures out.
+//! What `lvs -a --reportformat json` says of a volume group. Pure: text in, structures out.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer};
 use volmux_core::ByteSize;
@@ -7,7 +10,7 @@ use volmux_core::ByteSize;
 pub const COLUMNS: &str = "lv_name,lv_size,lv_tags,segtype,pool_lv,origin,thin_id,\
     transaction_id,data_percent,metadata_percent,lv_metadata_size,chunk_size,zero,discards,\
     lv_when_full,lv_active,lv_device_open,lv_permissions,lv_skip_activation,lv_suspended,\
-    lv_health_status,lv_check_needed,vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,\
+    lv_health_status,lv_check_needed,devices,vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,\
     vg_lock_type,vg_partial,vg_exported,vg_permissions";
 
 /// The columns of a group alone, for one that holds no logical volume.
@@ -132,10 +135,13 @@ pub struct Report {
     pub group: Group,
     /// Its logical volumes, but for those that are parts of others.
     pub lvs: Vec<Lv>,
+    /// The physical volumes that they lie on, as far as they are there.
+    pub devices: BTreeSet<PathBuf>,
 }
 
 #[derive(Deserialize)]
 struct Row {
+    devices: String,
     #[serde(flatten)]
     group: Group,
     #[serde(flatten)]
@@ -157,22 +163,36 @@ struct GroupRows {
     vg: Vec<Group>,
 }
 
-/// Reads what `lvs -o COLUMNS` printed; `Ok(None)` if there was no logical volume.
+/// Reads what `lvs -a -o COLUMNS` printed; `Ok(None)` if there was no logical volume.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn lvs(json: &[u8]) -> Result<Option<Report>, serde_json::Error> {
     let document: Document<LvRows> = serde_json::from_slice(json)?;
     let mut group = None;
+    let mut devices = BTreeSet::new();
     let mut lvs: Vec<Lv> = Vec::new();
     for row in document.report.into_iter().flat_map(|report| report.lv) {
         group.get_or_insert(row.group);
-        // One line a segment, and those of a logical volume follow each other.
-        if lvs.last().is_none_or(|last| last.name != row.lv.name) {
+        devices.extend(disks(&row.devices).map(PathBuf::from));
+        // lvm2 shows those that are parts of others in brackets. One line a segment, and those of
+        // a logical volume follow each other.
+        let part = row.lv.name.starts_with('[');
+        if !part && lvs.last().is_none_or(|last| last.name != row.lv.name) {
             lvs.push(row.lv);
         }
     }
-    Ok(group.map(|group| Report { group, lvs }))
+    Ok(group.map(|group| Report {
+        group,
+        lvs,
+        devices,
+    }))
+}
+
+/// The physical volumes in `/dev/sda(0),/dev/sdb(16)`; other logical volumes have no slash.
+fn disks(devices: &str) -> impl Iterator<Item = &str> {
+    let places = devices.split(',').filter(|place| place.starts_with('/'));
+    places.map(|place| place.rsplit_once('(').map_or(place, |(path, _)| path))
 }
 
 /// Reads what `vgs -o GROUP_COLUMNS` printed.

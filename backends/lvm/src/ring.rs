@@ -29,6 +29,37 @@ pub enum Engine {
     Ring(&'static Ring),
     /// The threads of the runtime that may block.
     Threads,
+    /// Nobody, until a test says so.
+    #[cfg(test)]
+    Delayed(&'static Delayed),
+}
+
+/// Requests that wait for a test.
+#[cfg(test)]
+#[derive(Default)]
+pub struct Delayed(Mutex<Vec<Request>>);
+
+#[cfg(test)]
+impl Delayed {
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.0.lock().expect("no panic").len()
+    }
+
+    /// Carries out those that wait, the last one first.
+    pub fn run(&self) {
+        let waiting = std::mem::take(&mut *self.0.lock().expect("no panic"));
+        for request in waiting.into_iter().rev() {
+            request.run_here();
+        }
+    }
+}
+
+#[cfg(test)]
+impl std::fmt::Debug for Delayed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Delayed({})", self.count())
+    }
 }
 
 impl Engine {
@@ -87,6 +118,8 @@ impl Engine {
         }
         match self {
             Engine::Ring(ring) => ring.submit(request),
+            #[cfg(test)]
+            Engine::Delayed(delayed) => delayed.0.lock().expect("no panic").push(request),
             Engine::Threads => drop(tokio::task::spawn_blocking(|| request.run_here())),
         }
         // Only a runtime that shuts down forgets a request.
@@ -273,8 +306,8 @@ struct Server {
     ready: VecDeque<u64>,
 }
 
-/// Ends the process if it is dropped by a panic: the kernel may be writing to the memory of requests,
-/// which unwinding would free.
+/// Ends the process if it is dropped by a panic: the kernel may be writing to the memory of
+/// requests, which unwinding would free.
 struct MustNotUnwind;
 
 impl Drop for MustNotUnwind {

@@ -144,6 +144,27 @@ fn seqno(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(number).ok()?.parse().ok()
 }
 
+/// Reads a stamp from a disk of these bytes: its label, and behind it the rest, from 4096 on.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(bytes: &[u8]) {
+    let (label, rest) = bytes.split_at(bytes.len().min(160));
+    let _ = read_stamp(&|offset, block| {
+        block.fill(0);
+        let (from, at) = if offset == 0 {
+            (label, SECTOR)
+        } else {
+            (rest, 0)
+        };
+        let skipped = offset.saturating_sub(BLOCK as u64) as usize;
+        let from = from
+            .get(if offset == 0 { 0 } else { skipped }..)
+            .unwrap_or_default();
+        let length = from.len().min(block.len() - at);
+        block[at..at + length].copy_from_slice(&from[..length]);
+        Ok(())
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
 use super::*;
+use crate::ring::Delayed;
 
 const CHUNK: u64 = 64 << 10;
 const SIZE: u64 = 1 << 20;
@@ -169,6 +170,66 @@ async fn writes_to_parts_of_a_block_at_once_lose_nothing() {
             assert_eq!(found, pattern(i as u8, 17), "{engine:?} {i}");
         }
     }
+}
+
+#[tokio::test]
+async fn dropped_writes_are_waited_for_by_all_that_overlap() {
+    let delayed: &Delayed = Box::leak(Box::default());
+    let file = file(SIZE);
+    let disk = opened(&file, Kind::Thick, Engine::Delayed(delayed));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(!start_and_drop(disk.write_at(8192, pattern(1, 8192))));
+    let mut read = Box::pin(disk.read_at(16_000, 10));
+    let mut write = Box::pin(disk.write_at(4096, pattern(2, 8192)));
+    let mut beside = Box::pin(disk.write_at(16_384, pattern(3, 4096)));
+    assert!(read.as_mut().poll(&mut context).is_pending());
+    assert!(write.as_mut().poll(&mut context).is_pending());
+    assert!(beside.as_mut().poll(&mut context).is_pending());
+    let parts = [
+        disk.write_at(8195, pattern(4, 5)),
+        disk.write_at(8200, pattern(5, 5)),
+    ];
+    let mut parts = Box::pin(futures::future::join_all(parts));
+    assert!(parts.as_mut().poll(&mut context).is_pending());
+    assert_eq!(delayed.count(), 2, "the dropped one and the one beside it");
+    delayed.run();
+    beside.await.expect("write");
+    assert!(read.as_mut().poll(&mut context).is_pending());
+    assert!(write.as_mut().poll(&mut context).is_pending());
+    assert_eq!(delayed.count(), 2, "it is their turn");
+    delayed.run();
+    let old = pattern(1, 8192);
+    let found = read.await.expect("read");
+    assert_eq!(found, old[16_000 - 8192..][..10]);
+    write.await.expect("write");
+    for written in parts.await {
+        written.expect("write");
+    }
+    let mut expected = pattern(2, 8192).to_vec();
+    expected.extend_from_slice(&old[4096..]);
+    expected[4099..4104].copy_from_slice(&pattern(4, 5));
+    expected[4104..4109].copy_from_slice(&pattern(5, 5));
+    let mut found = vec![0; 12_288];
+    file.as_file()
+        .read_exact_at(&mut found, 4096)
+        .expect("read");
+    assert!(found == expected);
+}
+
+#[tokio::test]
+async fn a_write_that_is_under_way_keeps_no_read_waiting() {
+    let delayed: &Delayed = Box::leak(Box::default());
+    let file = file(SIZE);
+    let disk = opened(&file, Kind::Thick, Engine::Delayed(delayed));
+    let mut context = Context::from_waker(Waker::noop());
+    let mut write = Box::pin(disk.write_at(0, pattern(1, 8192)));
+    let mut read = Box::pin(disk.read_at(0, 10));
+    assert!(write.as_mut().poll(&mut context).is_pending());
+    assert!(read.as_mut().poll(&mut context).is_pending());
+    assert_eq!(delayed.count(), 2);
+    delayed.run();
+    read.await.expect("read");
+    write.await.expect("write");
 }
 
 /// Tells when it is dropped.

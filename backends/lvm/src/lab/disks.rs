@@ -147,6 +147,11 @@ async fn a_thick_volume_is_zeroed() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs device-mapper: run in tests/lab/run"]
 async fn dropped_requests_are_not_overtaken_on_a_thin_volume() {
+    let ring = crate::ring::Engine::of_process();
+    assert!(
+        matches!(ring, crate::ring::Engine::Ring(_)),
+        "the lab's kernel has io_uring"
+    );
     let lab = Lab::new("dropped", 64 * KIB, "");
     lab.thin("a", "8M");
     for round in 0..12u8 {

@@ -2,6 +2,7 @@ use futures::{StreamExt, TryStreamExt};
 use volmux_core::{ErrorKind, Result};
 
 use super::*;
+use crate::reserved::{Place, Reserved};
 
 const ALL: ByteRange = ByteRange::new(0, 1 << 40);
 
@@ -209,6 +210,21 @@ async fn the_snapshot_is_released_whatever_happens() {
     });
     allocated(&lab, "a", ALL).await.expect("extents");
     other.join().expect("it was still there");
+    // Nobody's, as after a boot: not for ever.
+    dm::message(&device, "reserve_metadata_snap").expect("reserve");
+    let place = Place {
+        group: lab.group.clone(),
+        pool: Lab::POOL.into(),
+        lock: lock.into(),
+        patience: std::time::Duration::from_secs(1),
+    };
+    let reserved = Reserved::new("extents", &place).await.expect("in the end");
+    let error = Reserved::new("extents", &place)
+        .await
+        .expect_err("one at a time");
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    reserved.release().await;
+    assert_eq!(lab.state().held_root, None);
     // Many at once take turns.
     let all = (0..4).map(|_| allocated(&lab, "a", ALL));
     for found in futures::future::join_all(all).await {

@@ -1,10 +1,13 @@
 //! The reader on what lvm2 2.03.16 printed, and on what it never would.
 
+use std::path::Path;
+
 use proptest::prelude::*;
 
 use super::*;
 
-/// A thin pool, a thin volume and a snapshot of it, and a linear volume, all but the pool inactive.
+/// A thin pool with its parts, a thin volume and a snapshot of it, and a linear volume, all but the
+/// pool inactive.
 const LVS: &[u8] = include_bytes!("lvs.json");
 
 fn recorded() -> Report {
@@ -38,6 +41,7 @@ fn a_recorded_report_is_read() {
         (Some(0.0), Some(11.91))
     );
     assert_eq!(pool.transaction_id, Some(2));
+    assert_eq!(Vec::from_iter(&report.devices), [Path::new("/dev/vda")]);
     assert_eq!((&*thick.segtype, thick.thin_id), ("linear", None));
 }
 
