@@ -9,5 +9,15 @@ fn group() -> Box<dyn Storage> {
     Box::new(LvmStorage::thick())
 }
 
-conformance!(#[ignore = "needs device-mapper: tests/lab/run"] thin, thin_pool, Expect::LVM_THIN);
-conformance!(#[ignore = "needs device-mapper: tests/lab/run"] thick, group, Expect::LVM_THICK);
+conformance!(
+    #[ignore = "needs device-mapper: tests/lab/run"]
+    thin,
+    thin_pool,
+    Expect::LVM_THIN
+);
+conformance!(
+    #[ignore = "needs device-mapper: tests/lab/run"]
+    thick,
+    group,
+    Expect::LVM_THICK
+);

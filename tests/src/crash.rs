@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use volmux::{Pool, PoolExt};
@@ -204,13 +205,63 @@ impl Images {
     /// # Panics
     /// If a volume can't be listed or read.
     pub async fn of(pool: &dyn Pool) -> Images {
+        Images::starting_with(pool, "").await
+    }
+
+    /// What `pool` really holds in volumes whose names begin with `prefix`; others may change
+    /// meanwhile.
+    ///
+    /// # Panics
+    /// If a volume can't be listed or read.
+    pub async fn starting_with(pool: &dyn Pool, prefix: &str) -> Images {
         let mut images = BTreeMap::new();
-        for volume in pool.volumes().await.expect("every volume can be listed") {
+        let mut volumes = pool.volumes().await.expect("every volume can be listed");
+        volumes.retain(|volume| volume.name.as_str().starts_with(prefix));
+        for volume in volumes {
             let image = Image {
                 data: read_all(pool, &volume.name).await.to_vec(),
                 snapshot: volume.is_snapshot(),
             };
             images.insert(volume.name.into(), image);
+        }
+        Images(images)
+    }
+
+    /// Writes them to a file.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn save(&self, path: &Path) {
+        let mut bytes = Vec::new();
+        for (name, image) in &self.0 {
+            let line = format!("{name} {} {}\n", image.snapshot, image.data.len());
+            bytes.extend_from_slice(line.as_bytes());
+            bytes.extend_from_slice(&image.data);
+        }
+        std::fs::write(path, bytes).expect("images are written");
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    ///
+    /// # Panics
+    /// If it is not that.
+    pub fn load(path: &Path) -> Images {
+        let bytes = std::fs::read(path).expect("images are read");
+        let (mut rest, mut images) = (&bytes[..], BTreeMap::new());
+        while !rest.is_empty() {
+            let end = rest.iter().position(|&byte| byte == b'\n');
+            let (line, data) = rest.split_at(end.expect("a line"));
+            let line = std::str::from_utf8(line).expect("a line of text");
+            let [name, snapshot, length] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("not a line of images: {line:?}");
+            };
+            let length: usize = length.parse().expect("a length");
+            let image = Image {
+                data: data[1..=length].to_vec(),
+                snapshot: snapshot == "true",
+            };
+            images.insert(name.to_owned(), image);
+            rest = &data[1 + length..];
         }
         Images(images)
     }
@@ -270,5 +321,21 @@ impl Images {
 
     fn insert(&mut self, name: &str, data: Vec<u8>, snapshot: bool) {
         self.0.insert(name.into(), Image { data, snapshot });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_saved_and_loaded() {
+        let mut images = Images::default();
+        for (name, size) in [("a", 0), ("b", 10), ("c", 7)] {
+            images.insert(name, pattern(size, size as usize).to_vec(), name == "b");
+        }
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        images.save(file.path());
+        assert_eq!(Images::load(file.path()), images);
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use volmux::{
-    AuditOptions, BlockDevice, ByteRange, ByteSize, Error, ErrorKind, ExtentQuery,
-    OpenOptions, Origin, Pool, PoolExt, Provisioning, Result, Volume, VolumeId, VolumeName,
+    AuditOptions, BlockDevice, ByteRange, ByteSize, Error, ErrorKind, ExtentQuery, OpenOptions,
+    Origin, Pool, PoolExt, Provisioning, Result, Volume, VolumeId, VolumeName,
 };
 
 use crate::content::{is_zero, pattern, read_all};

@@ -1,8 +1,6 @@
 //! What a backend must support, as its test states it.
 
-use volmux::{
-    ByteSize, Capabilities, CreateOptions, Grade, Provisioning, Support, VolumeName,
-};
+use volmux::{ByteSize, Capabilities, CreateOptions, Grade, Provisioning, Support, VolumeName};
 
 /// What the suite holds a pool to. Written down by hand in the backend's test and never read from
 /// the backend, so that a capability that is lost fails a test.

@@ -25,6 +25,7 @@ pub mod crash;
 mod ctx;
 mod expect;
 mod fixture;
+pub mod killed;
 pub mod lvm;
 mod object;
 mod run;

@@ -1,6 +1,6 @@
 //! Pools in volume groups. They need device-mapper: the lab has it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,6 +37,7 @@ impl ScratchGroup {
         let file = std::fs::File::create(&image).expect("a file in memory");
         file.set_len(bytes).expect("a sparse file");
         let shown = image.to_str().expect("a path of ASCII");
+        run("modprobe", &["loop"]);
         let device = run("losetup", &["--find", "--show", shown]);
         let group = ScratchGroup {
             name,
@@ -78,11 +79,6 @@ impl ScratchGroup {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// Where a logical volume's data is, if it is active.
-    pub fn device_of(&self, volume: &str) -> PathBuf {
-        PathBuf::from(format!("/dev/{}/{volume}", self.name))
     }
 }
 
@@ -126,7 +122,7 @@ fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
 #[derive(Debug)]
 pub struct LvmStorage {
     thin: bool,
-    groups: Mutex<Vec<Arc<ScratchGroup>>>,
+    groups: Mutex<Vec<ScratchGroup>>,
 }
 
 impl LvmStorage {
@@ -160,16 +156,13 @@ impl Storage for LvmStorage {
         } else {
             ScratchGroup::new(LvmStorage::THICK)
         };
-        let group = Arc::new(group);
         // Taken away when the storage is: pools and devices may live longer than the fixture.
-        let mut groups = self.groups.lock().expect("not poisoned");
-        groups.push(group.clone());
-        drop(groups);
         let mut config = if self.thin {
             LvmConfig::thin(group.name(), "pool")
         } else {
             LvmConfig::thick(group.name())
         };
+        self.groups.lock().expect("not poisoned").push(group);
         config.overcommit_limit = settings.overcommit_limit;
         config.warn_percent = settings.warn_percent;
         config.refuse_percent = settings.refuse_percent;
@@ -177,7 +170,6 @@ impl Storage for LvmStorage {
         Box::new(LvmFixture {
             pool: pool.expect("an LVM pool opens"),
             config,
-            group,
             next: AtomicU64::new(0),
         })
     }
@@ -186,7 +178,6 @@ impl Storage for LvmStorage {
 struct LvmFixture {
     pool: Arc<LvmPool>,
     config: LvmConfig,
-    group: Arc<ScratchGroup>,
     next: AtomicU64,
 }
 
@@ -203,7 +194,7 @@ impl Fixture for LvmFixture {
 
     async fn place_foreign(&self, data: &[u8]) -> String {
         let name = format!("foreign-{}", self.next.fetch_add(1, Ordering::Relaxed));
-        place_foreign(&self.group, self.config.pool.as_deref(), &name, data);
+        place_foreign(&self.config.group, self.config.pool.as_deref(), &name, data);
         name
     }
 
@@ -215,7 +206,7 @@ impl Fixture for LvmFixture {
 ///
 /// # Panics
 /// If that fails.
-pub fn place_foreign(group: &ScratchGroup, pool: Option<&str>, name: &str, data: &[u8]) {
+pub fn place_foreign(group: &str, pool: Option<&str>, name: &str, data: &[u8]) {
     let size = (data.len() as u64).next_multiple_of(UNIT);
     let shown = format!("{size}b");
     let start = ["lvcreate", "-y", "-n", name];
@@ -223,8 +214,8 @@ pub fn place_foreign(group: &ScratchGroup, pool: Option<&str>, name: &str, data:
         Some(pool) => vec!["-V", &shown, "--thinpool", pool],
         None => vec!["-L", &shown],
     };
-    lvm(&[&start[..], &rest, &[group.name()]].concat());
-    let path = group.device_of(name);
+    lvm(&[&start[..], &rest, &[group]].concat());
+    let path = Path::new("/dev").join(group).join(name);
     let file = std::fs::File::options().write(true).open(&path);
     let mut file = file.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut whole = data.to_vec();

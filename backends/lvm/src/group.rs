@@ -131,19 +131,19 @@ impl GroupClient {
             "b",
             "--nosuffix",
             "--binary",
-            "-a",
             "-o",
         ];
-        let asked = |command, columns| [&[command], &args[..], &[columns, group]].concat();
-        // With -a, for only the parts of a thin pool say which physical volumes it lies on.
-        let printed = self.commands.lvm(op, &asked("lvs", report::COLUMNS)).await;
+        let asked = |command, columns| [command, &args[..], &[columns, group]].concat();
+        // With the parts of a thin pool: only those lie on physical volumes.
+        let lvs = asked(&["lvs", "-a"], report::COLUMNS);
+        let printed = self.commands.lvm(op, &lvs).await;
         let printed = printed.map_err(|error| error.with("group", group))?;
         if let Some(report) = report::lvs(&printed).map_err(wrong("lvs"))? {
             return Ok(report);
         }
         let printed = self
             .commands
-            .lvm(op, &asked("vgs", report::GROUP_COLUMNS))
+            .lvm(op, &asked(&["vgs"], report::GROUP_COLUMNS))
             .await?;
         let found = report::vgs(&printed).map_err(wrong("vgs"))?;
         let group = found.ok_or_else(|| {

@@ -235,7 +235,7 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsStrin
     // nothing but a host that is busy.
     let kernel = "console=ttyS0 panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog \
                   cryptomgr.notests no_timer_check tsc=reliable workqueue.watchdog_thresh=0 \
-                  rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on";
+                  rcupdate.rcu_cpu_stall_suppress=1 rcupdate.rcu_expedited=1 random.trust_cpu=on";
     let mut arguments: Vec<OsString> = [
         "-machine",
         "q35",

@@ -1,39 +1,114 @@
-//! Does random operations on a directory pool until it is killed; writes into a log what it is
-//! about to do and what it has done. Started by `tests/crash.rs`.
+//! Does random operations on a pool until it is killed; writes into a log what it is about to do and
+//! what it has done. Started by `tests/crash.rs`, `tests/lvm_crash.rs` and `tests/lvm_power.rs`.
+//!
+//! `crash-worker POOL LOG SEED PREFIX [CHECK]`: POOL is a directory or the URL of an LVM pool. Its
+//! volumes' names begin with PREFIX, and it leaves others alone. Where the directory CHECK is given,
+//! the pool is first held against the images `before` and `after` and the operation `op` in it, and
+//! what it holds is written to `found`. With a SEED of `none` that is all.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use volmux::lvm::{LvmConfig, LvmPool};
 use volmux::nfs::{DirConfig, DirPool};
 use volmux::{
-    AuditOptions, ByteRange, ByteSize, CreateOptions, OpenOptions, Pool, PoolExt, ResizeOptions,
-    Result, Volume, VolumeName,
+    AuditOptions, ByteRange, ByteSize, OpenOptions, Pool, PoolExt, ResizeOptions, Result, Support,
+    Volume, VolumeName,
 };
-use volmux_conformance::crash::{How, Op};
-use volmux_conformance::{checked_name, pattern};
+use volmux_conformance::crash::{How, Images, Op};
+use volmux_conformance::killed::{self, Expected};
+use volmux_conformance::lvm::place_foreign;
+use volmux_conformance::{Expect, checked_name, pattern};
 
-/// More volumes than this are not made: the pool has to fit a small file system.
-const MANY: usize = 14;
+/// Where the pool is.
+enum Place {
+    Directory(PathBuf),
+    Group(Box<LvmConfig>),
+}
+
+impl Place {
+    fn new(pool: &str) -> Place {
+        if !pool.starts_with("lvm:") {
+            return Place::Directory(pool.into());
+        }
+        let config = LvmConfig::from_url(&pool.parse().expect("a URL"));
+        Place::Group(Box::new(config.expect("a configuration")))
+    }
+
+    async fn open(&self) -> Arc<dyn Pool> {
+        match self {
+            Place::Directory(root) => {
+                let mut config = DirConfig::new(root);
+                config.init = true;
+                DirPool::open(config).await.expect("the pool opens")
+            }
+            Place::Group(config) => {
+                let pool = LvmPool::open(config.as_ref().clone()).await;
+                pool.expect("the pool opens")
+            }
+        }
+    }
+
+    /// What to expect of the pool: of that, the unit and how volumes are provisioned count.
+    fn expect(&self) -> Expect {
+        match self {
+            Place::Directory(_) => Expect::DIR_COPY,
+            Place::Group(config) if config.pool.is_some() => Expect::LVM_THIN,
+            Place::Group(_) => Expect::LVM_THICK,
+        }
+    }
+
+    /// More volumes than this are not made: the pool has to fit a small file system, and to look at a
+    /// volume takes a group a while.
+    fn most(&self) -> usize {
+        match self {
+            Place::Directory(_) => 14,
+            Place::Group(_) => 6,
+        }
+    }
+
+    /// Makes what will be adopted.
+    fn put(&self, what: &str, seed: u64, size: u64) {
+        let data = pattern(seed, size as usize);
+        match self {
+            Place::Directory(root) => {
+                std::fs::write(root.join(what), data).expect("a foreign file");
+            }
+            Place::Group(config) => {
+                place_foreign(&config.group, config.pool.as_deref(), what, &data);
+            }
+        }
+    }
+}
 
 struct Worker {
-    root: PathBuf,
-    pool: std::sync::Arc<dyn Pool>,
+    place: Place,
+    pool: Arc<dyn Pool>,
+    prefix: String,
     numbers: u64,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let [_, root, log, seed] = &args[..] else {
-        panic!("usage: crash-worker POOL LOG SEED");
+    let [_, pool, log, seed, prefix, check @ ..] = &args[..] else {
+        panic!("usage: crash-worker POOL LOG SEED PREFIX [CHECK]");
     };
+    let place = Place::new(pool);
+    let pool = place.open().await;
+    if let [check] = check {
+        hold_against(pool.as_ref(), Path::new(check)).await;
+    }
+    if seed == "none" {
+        return;
+    }
     let mut log = File::options().append(true).open(log).expect("the log");
-    let mut config = DirConfig::new(root);
-    config.init = true;
     let mut worker = Worker {
-        root: root.into(),
-        pool: DirPool::open(config).await.expect("the pool opens"),
+        place,
+        pool,
+        prefix: prefix.clone(),
         numbers: seed.parse().expect("a number"),
     };
     loop {
@@ -52,6 +127,17 @@ async fn main() {
     }
 }
 
+async fn hold_against(pool: &dyn Pool, directory: &Path) {
+    let op = std::fs::read_to_string(directory.join("op")).expect("the operation");
+    let expected = Expected {
+        before: Images::load(&directory.join("before")),
+        after: Images::load(&directory.join("after")),
+        op: (!op.is_empty()).then(|| op.parse().expect("an operation")),
+    };
+    let found = killed::check(pool, &expected, |_| ()).await;
+    found.save(&directory.join("found"));
+}
+
 impl Worker {
     fn below(&mut self, bound: u64) -> u64 {
         // splitmix64
@@ -63,11 +149,13 @@ impl Worker {
     }
 
     fn new_name(&mut self) -> String {
-        format!("v{:012x}", self.below(1 << 48))
+        let number = self.below(1 << 48);
+        format!("{}{number:012x}", self.prefix)
     }
 
     fn size(&mut self) -> u64 {
-        (1 + self.below(512)) * 512
+        let unit = self.place.expect().size_unit;
+        (1 + self.below((256 << 10) / unit)) * unit
     }
 
     fn pick<'a>(&mut self, volumes: &'a [Volume]) -> &'a Volume {
@@ -76,7 +164,27 @@ impl Worker {
 
     /// An operation that must succeed.
     async fn choose(&mut self) -> Op {
-        let volumes = self.pool.volumes().await.expect("list");
+        let capabilities = self.pool.capabilities();
+        loop {
+            let op = self.choose_any().await;
+            let support = match &op {
+                Op::Derive { how, .. } => match how {
+                    How::Snapshot => capabilities.snapshot,
+                    How::Clone => capabilities.clone,
+                    How::Copy => Support::Native,
+                },
+                Op::Discard { .. } => capabilities.discard,
+                _ => Support::Native,
+            };
+            if support != Support::None {
+                return op;
+            }
+        }
+    }
+
+    async fn choose_any(&mut self) -> Op {
+        let mut volumes = self.pool.volumes().await.expect("list");
+        volumes.retain(|volume| volume.name.as_str().starts_with(&self.prefix));
         let writable: Vec<Volume> = volumes
             .iter()
             .filter(|v| !v.is_snapshot())
@@ -86,7 +194,7 @@ impl Worker {
             let (name, size) = (self.new_name(), self.size());
             return Op::Create { name, size };
         }
-        if volumes.len() >= MANY {
+        if volumes.len() >= self.place.most() {
             let name = self.pick(&volumes).name.to_string();
             return Op::Delete { name };
         }
@@ -167,7 +275,7 @@ impl Worker {
         let pool = self.pool.as_ref();
         match op {
             Op::Create { name, size } => {
-                let options = CreateOptions::thin(ByteSize::new(*size));
+                let options = self.place.expect().volume(*size);
                 let made = pool.create_volume(&checked_name(name), options).await;
                 made.map(drop)
             }
@@ -216,7 +324,7 @@ impl Worker {
             Op::Delete { name } => pool.delete_volume(&checked_name(name)).await,
             Op::Adopt { name, seed, size } => {
                 let what = format!("foreign-{name}");
-                place(&self.root.join(&what), *seed, *size);
+                self.place.put(&what, *seed, *size);
                 pool.adopt_volume(&what, &checked_name(name))
                     .await
                     .map(drop)
@@ -236,9 +344,4 @@ async fn derive(pool: &dyn Pool, how: How, source: &VolumeName, name: &VolumeNam
         How::Copy => pool.copy_volume(source, name, Default::default()).await,
     };
     made.map(drop)
-}
-
-/// The file that will be adopted.
-fn place(path: &Path, seed: u64, size: u64) {
-    std::fs::write(path, pattern(seed, size as usize)).expect("a foreign file");
 }

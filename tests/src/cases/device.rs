@@ -3,9 +3,7 @@
 use super::*;
 use bytes::Bytes;
 use futures::future::join_all;
-use volmux::{
-    Access, ByteRange, ByteSize, ErrorKind, OpenOptions, ResizeOptions, ZeroOptions,
-};
+use volmux::{Access, ByteRange, ByteSize, ErrorKind, OpenOptions, ResizeOptions, ZeroOptions};
 
 pub(crate) async fn device_says_what_it_is(ctx: &Ctx<'_>) {
     ctx.create("a", MIB).await;

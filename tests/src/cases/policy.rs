@@ -82,11 +82,15 @@ async fn assert_refuses(ctx: &Ctx<'_>) {
     let (pool, a, new) = (ctx.pool(), n("a"), n("new"));
     let kind = ErrorKind::NoSpace;
     // Each asks for more than what any limit leaves.
-    let options = ctx.expect.volume(usage(ctx).await.total.bytes() / 512 * 1024);
+    let options = ctx
+        .expect
+        .volume(usage(ctx).await.total.bytes() / 512 * 1024);
     let result = pool.create_volume(&new, options).await;
     ctx.refused(result, kind, "create_volume", "new", &before)
         .await;
-    let result = pool.resize_volume(&a, ResizeOptions::grow(options.size)).await;
+    let result = pool
+        .resize_volume(&a, ResizeOptions::grow(options.size))
+        .await;
     ctx.refused(result, kind, "resize_volume", "a", &before)
         .await;
     let result = pool.copy_volume(&a, &new, Default::default()).await;
