@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use volmux_core::{
-    AuditOptions, AuditReport, ByteSize, Error, Finding, FindingKind, Result, VolumeId, VolumeName,
+    AuditOptions, AuditReport, ByteSize, Error, ErrorKind, Finding, FindingKind, Result, VolumeId,
+    VolumeName,
 };
 
 use crate::dm::{self, PoolStatus};
@@ -194,10 +195,11 @@ impl Audit {
 
     async fn remove(&mut self, lv: &Lv, detail: &str) -> Result<()> {
         let repaired = match &mut self.change {
-            Some(change) => {
-                change.remove(&lv.name).await?;
-                true
-            }
+            Some(change) => match change.remove(&lv.name).await {
+                // The rest can be put right all the same.
+                Err(error) if error.kind() == ErrorKind::Busy => false,
+                removed => removed.map(|()| true)?,
+            },
             None => false,
         };
         self.found(
