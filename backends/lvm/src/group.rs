@@ -484,10 +484,20 @@ impl Change {
     pub async fn reduce(&mut self, lv: &str, size: u64) -> Result<()> {
         let (path, size) = (self.path(lv), format!("{size}b"));
         let args = ["lvreduce", "-f", "-y", "-L", &size, &path];
-        if self.client.config.pool.is_none() {
-            return self.run_and_forget(&args).await;
+        // Since 2.03.17 lvm2 refuses what is not active or what a file system lies on, even with
+        // -f; before, it did not know the option.
+        let ignoring = [&args[..], &["--fs", "ignore"]].concat();
+        match self.reduce_by(lv, &size, &ignoring).await {
+            Err(error) if is_unknown_option(&error) => self.reduce_by(lv, &size, &args).await,
+            done => done,
         }
-        self.run(&args, 1, resized(lv, &size)).await
+    }
+
+    async fn reduce_by(&mut self, lv: &str, size: &str, args: &[&str]) -> Result<()> {
+        if self.client.config.pool.is_none() {
+            return self.run_and_forget(args).await;
+        }
+        self.run(args, 1, resized(lv, size)).await
     }
 
     /// The extents that a logical volume has, as `lvextend` takes them.
@@ -610,6 +620,14 @@ impl Change {
         known.view = Some(self.view.clone());
         Ok(())
     }
+}
+
+/// Whether lvm2 is too old for one of its options.
+fn is_unknown_option(error: &Error) -> bool {
+    let reason = error.get("reason").unwrap_or_default();
+    ["unrecognized option", "parsing of command line"]
+        .iter()
+        .any(|said| reason.contains(said))
 }
 
 fn resized(lv: &str, size: &str) -> impl FnOnce(&mut Report) {
