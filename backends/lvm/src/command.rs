@@ -1,6 +1,7 @@
 //! Running lvm2's commands: with arguments and never through a shell, in one language, for a limited
 //! time, and not more at once than the group's lock lets through anyway.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -53,9 +54,27 @@ impl Commands {
     /// is then asked to stop (SIGINT, on which lvm2 gives up waiting for locks), and never killed,
     /// for it might leave a device suspended.
     pub async fn lvm(&self, op: &'static str, args: &[&str]) -> Result<Vec<u8>> {
+        self.run(op, args, Stdio::null()).await
+    }
+
+    /// As [`lvm`](Self::lvm). A lock on the open file `lock` lasts as long as the command does, if
+    /// nobody waits for it any more, or this process is killed, too: the next one must not rest on
+    /// what the command is about to change.
+    pub async fn lvm_in_turn(
+        &self,
+        op: &'static str,
+        args: &[&str],
+        lock: &File,
+    ) -> Result<Vec<u8>> {
+        // lvm2 closes what else it inherits.
+        let lock = lock.try_clone().map_err(|e| self.not_started(op, e))?;
+        self.run(op, args, lock.into()).await
+    }
+
+    async fn run(&self, op: &'static str, args: &[&str], stdin: Stdio) -> Result<Vec<u8>> {
         let slot = self.slots.clone().acquire_owned().await;
         let mut child = self
-            .start(args)
+            .start(args, stdin)
             .map_err(|error| self.not_started(op, error))?;
         self.started.fetch_add(1, Ordering::Relaxed);
         let pid = child.id();
@@ -81,14 +100,14 @@ impl Commands {
         Err(failure(op, &done.stderr, done.status).with("command", shown))
     }
 
-    fn start(&self, args: &[&str]) -> std::io::Result<Child> {
+    fn start(&self, args: &[&str], stdin: Stdio) -> std::io::Result<Child> {
         Command::new(&self.lvm)
             .args(args)
             .env_clear()
             .env("LC_ALL", "C")
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LVM_SUPPRESS_FD_WARNINGS", "1")
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // Ctrl-C is meant for us.
@@ -396,6 +415,26 @@ mod tests {
         while !directory.path().join("lvm.done").exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_lock_lasts_as_long_as_the_command_that_was_started_with_it() {
+        let (directory, commands) = commands("trap '' INT; sleep 2; touch \"$0.done\"; exit 0", 1);
+        let path = directory.path().join("lock");
+        let open = || {
+            let mut options = File::options();
+            options.create(true).append(true).open(&path).expect("open")
+        };
+        let lock = open();
+        lock.try_lock().expect("nobody has it");
+        let error = commands.lvm_in_turn("test", &["lvs"], &lock).await;
+        assert_eq!(error.expect_err("it is slow").kind(), ErrorKind::TimedOut);
+        drop(lock);
+        let next = open();
+        while next.try_lock().is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(directory.path().join("lvm.done").exists());
     }
 
     #[tokio::test]

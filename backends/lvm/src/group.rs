@@ -175,7 +175,7 @@ impl GroupClient {
             op,
             client: self.clone(),
             view,
-            _turn: turn,
+            turn,
         })
     }
 
@@ -186,17 +186,14 @@ impl GroupClient {
     pub async fn turn(&self, op: &'static str) -> Result<Turn> {
         let turn = self.turn.clone().lock_owned().await;
         let lock = lock(op, self.run_file(op, "change.lock")?).await?;
-        Ok(Turn {
-            _lock: lock,
-            _turn: turn,
-        })
+        Ok(Turn { lock, _turn: turn })
     }
 }
 
 /// Nobody else changes the group as long as this is held.
 #[derive(Debug)]
 pub struct Turn {
-    _lock: File,
+    lock: File,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -316,7 +313,7 @@ pub struct Change {
     op: &'static str,
     client: Arc<GroupClient>,
     view: Arc<View>,
-    _turn: Turn,
+    turn: Turn,
 }
 
 impl Change {
@@ -582,12 +579,18 @@ impl Change {
             .await
     }
 
+    /// Runs a command, and keeps everybody else out as long as that takes, whatever becomes of us.
+    async fn lvm(&self, args: &[&str]) -> Result<Vec<u8>> {
+        let commands = &self.client.commands;
+        commands.lvm_in_turn(self.op, args, &self.turn.lock).await
+    }
+
     /// Runs a command about which nothing is known but that it changes the group.
     ///
     /// # Errors
     /// What lvm2 complains of.
     async fn run_and_forget(&mut self, args: &[&str]) -> Result<()> {
-        let done = self.client.commands.lvm(self.op, args).await;
+        let done = self.lvm(args).await;
         self.client.forget().await;
         done?;
         self.view = self.client.look(self.op).await?;
@@ -601,7 +604,7 @@ impl Change {
         commits: u64,
         effect: impl FnOnce(&mut Report),
     ) -> Result<()> {
-        if let Err(error) = self.client.commands.lvm(self.op, args).await {
+        if let Err(error) = self.lvm(args).await {
             // It may have come half the way.
             self.client.forget().await;
             return Err(error);
