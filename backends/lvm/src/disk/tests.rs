@@ -246,12 +246,13 @@ async fn a_dropped_disk_stays_held_until_its_last_write_is_done() {
     const LENGTH: usize = 8 << 20;
     for engine in engines() {
         let file = file(LENGTH as u64);
+        let mut dropped = 0;
         for round in 0..10u8 {
             let released = Arc::new(AtomicBool::new(false));
             let disk = opened(&file, Kind::Thick, engine);
             disk.hold(Held(released.clone()));
-            let done = start_and_drop(disk.write_at(0, pattern(1, LENGTH)));
-            assert!(!done, "so long a write takes a while");
+            // It may be done already where this thread had to wait for its turn.
+            dropped += u8::from(!start_and_drop(disk.write_at(0, pattern(1, LENGTH))));
             drop(disk);
             while !released.load(Ordering::SeqCst) {
                 tokio::task::yield_now().await;
@@ -263,6 +264,7 @@ async fn a_dropped_disk_stays_held_until_its_last_write_is_done() {
             file.as_file().read_exact_at(&mut found, 0).expect("read");
             assert_eq!(found, next, "{engine:?} {round}");
         }
+        assert!(dropped > 0, "so long a write takes a while");
     }
 }
 
