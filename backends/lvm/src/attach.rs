@@ -9,9 +9,9 @@ use volmux_core::{
     VolumeName,
 };
 
+use crate::change::{Alter, Change};
 use crate::device::Of;
 use crate::disk::Disk;
-use crate::group::{Alter, Change};
 use crate::lifecycle::{check_not_snapshot, finished, in_use, users};
 use crate::locks::{Use, VolumeLocks};
 use crate::open::{self, Closer};

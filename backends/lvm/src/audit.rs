@@ -9,8 +9,8 @@ use volmux_core::{
     VolumeName,
 };
 
+use crate::change::Change;
 use crate::dm::{self, PoolStatus};
-use crate::group::Change;
 use crate::lifecycle::finished;
 use crate::locks::{Use, VolumeLocks};
 use crate::names;

@@ -9,8 +9,8 @@ use volmux_core::{
     Result, Sharing, SpaceRequest, Volume, VolumeName, ZeroOptions,
 };
 
+use crate::change::Change;
 use crate::device;
-use crate::group::Change;
 use crate::lifecycle::{
     check_making, check_no_writer, existing, finished, in_use, make_room, remove_hidden,
 };

@@ -2,13 +2,14 @@
 //! volume group.
 //!
 //! A volume is a logical volume of the same name; all else that volmux knows of it stands in tags of
-//! that logical volume (`tags`), so it survives whatever is done to it by hand. `group` runs lvm2's
-//! commands and keeps what they report as long as it is true; `disk` is the data path.
+//! that logical volume (`tags`), so it survives whatever is done to it by hand. `group` keeps what lvm2
+//! reports as long as it is true, `change` runs the commands that change it; `disk` is the data path.
 
 mod active;
 mod aligned;
 mod attach;
 mod audit;
+mod change;
 mod command;
 mod config;
 mod device;

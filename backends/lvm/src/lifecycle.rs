@@ -10,7 +10,8 @@ use volmux_core::{
 };
 
 use crate::active;
-use crate::group::{Change, GroupClient};
+use crate::change::Change;
+use crate::group::GroupClient;
 use crate::locks::{Use, VolumeLocks};
 use crate::names::{self, Hidden};
 use crate::pool::Inner;

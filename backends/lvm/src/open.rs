@@ -14,9 +14,9 @@ use volmux_core::{
 };
 
 use crate::active::number;
+use crate::change::Alter;
 use crate::device::{LvmDevice, Of, Shared};
 use crate::disk::{Disk, Kind};
-use crate::group::Alter;
 use crate::lifecycle::{check_not_snapshot, in_use};
 use crate::locks::{Use, VolumeLocks};
 use crate::names;

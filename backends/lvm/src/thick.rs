@@ -8,7 +8,7 @@ use volmux_core::{
     ZeroOptions,
 };
 
-use crate::group::Change;
+use crate::change::Change;
 use crate::lifecycle::check_making;
 use crate::locks::VolumeLocks;
 use crate::names::Hidden;

@@ -6,9 +6,9 @@ use volmux_core::{
     ByteSize, Error, ErrorKind, MetadataUsage, Pressure, Result, SpaceRequest, Usage,
 };
 
+use crate::change::Change;
 use crate::config::ExtendPolicy;
 use crate::dm::{self, PoolMode, PoolState, PoolStatus};
-use crate::group::Change;
 use crate::growth::{self, Look};
 use crate::pool::Inner;
 use crate::report::Lv;
