@@ -93,7 +93,8 @@ impl GroupClient {
         // One that was read before the report: a change in between is then seen the next time.
         known.stamp = stamp.filter(|stamp| is_stamp_of(stamp, &view));
         if known.stamp.is_none() {
-            known.place = readable(&view).await;
+            // Also good if it is read afterwards, for its number is that of what was reported.
+            (known.place, known.stamp) = readable(&view).await.unzip();
         }
         known.view = Some(view.clone());
         Ok(view)
@@ -262,19 +263,15 @@ async fn lock(op: &'static str, path: PathBuf) -> Result<File> {
 }
 
 /// The first physical volume that has the group's metadata, as it was just reported.
-async fn readable(view: &View) -> Option<Place> {
+async fn readable(view: &View) -> Option<(Place, Stamp)> {
     for device in &view.report.devices {
         let place = Place::new(device);
         let stamp = read_stamp(Some(place.clone())).await;
-        if stamp.is_some_and(|stamp| is_stamp_of(&stamp, view)) {
-            return Some(place);
+        if let Some(stamp) = stamp.filter(|stamp| is_stamp_of(stamp, view)) {
+            return Some((place, stamp));
         }
     }
     None
-}
-
-fn is_stamp_of(stamp: &Stamp, view: &View) -> bool {
-    stamp.is_of(&view.group().uuid, view.group().seqno)
 }
 
 /// None if it can't be told: then lvm2 is asked.
