@@ -274,6 +274,10 @@ async fn readable(view: &View) -> Option<(Place, Stamp)> {
     None
 }
 
+fn is_stamp_of(stamp: &Stamp, view: &View) -> bool {
+    stamp.is_of(&view.group().uuid, view.group().seqno)
+}
+
 /// None if it can't be told: then lvm2 is asked.
 async fn read_stamp(place: Option<Place>) -> Option<Stamp> {
     let place = place?;
