@@ -127,26 +127,28 @@ impl GroupClient {
             "--binary",
             "-o",
         ];
-        let asked = |command, columns| [&[command], &args[..], &[columns, group]].concat();
-        let printed = self.commands.lvm(op, &asked("lvs", report::COLUMNS)).await;
+        let asked = |command: &[&'static str], columns| {
+            let words: &[&str] = &[columns, group];
+            [command, &args[..], words].concat()
+        };
+        // With the parts of thin pools: they tell which disks the group lies on.
+        let printed = self
+            .commands
+            .lvm(op, &asked(&["lvs", "-a"], report::COLUMNS))
+            .await;
         let printed = printed.map_err(|error| error.with("group", group))?;
         if let Some(report) = report::lvs(&printed).map_err(wrong("lvs"))? {
             return Ok(report);
         }
         let printed = self
             .commands
-            .lvm(op, &asked("vgs", report::GROUP_COLUMNS))
+            .lvm(op, &asked(&["vgs"], report::GROUP_COLUMNS))
             .await?;
         let found = report::vgs(&printed).map_err(wrong("vgs"))?;
-        let group = found.ok_or_else(|| {
+        found.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, op)
                 .with("group", group)
                 .reason("there is no such volume group")
-        })?;
-        Ok(Report {
-            group,
-            lvs: Vec::new(),
-            devices: BTreeSet::new(),
         })
     }
 
