@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use volmux_core::{
     AuditOptions, AuditReport, ByteSize, Error, ErrorKind, Finding, FindingKind, Result, VolumeId,
@@ -22,12 +22,15 @@ use crate::trouble;
 use crate::view::{Entry, View};
 
 const OP: &str = "audit";
+/// A device that nobody uses any more is gone after that.
+const CLOSING: Duration = Duration::from_secs(3);
 /// lvm2 suspends a device for less than that.
 const SUSPENDED: Duration = Duration::from_secs(2);
 
 pub async fn audit(inner: Arc<Inner>, options: AuditOptions) -> Result<AuditReport> {
     // Fresh: what is active, and the pool's transaction, change without a commit.
     inner.client.forget().await;
+    wait_for_closers(&inner).await?;
     if inner.client.config.read_only && !options.repair {
         let view = inner.client.look(OP).await?;
         let mut audit = Audit::new(inner, None, &view);
@@ -40,6 +43,24 @@ pub async fn audit(inner: Arc<Inner>, options: AuditOptions) -> Result<AuditRepo
     let mut audit = Audit::new(inner, repair, &view);
     audit.look(&view).await?;
     Ok(audit.report)
+}
+
+/// Whoever has closed a volume takes its device away a moment later, and needs its turn for that.
+async fn wait_for_closers(inner: &Inner) -> Result<()> {
+    let end = Instant::now() + CLOSING;
+    loop {
+        let view = inner.client.look(OP).await?;
+        let mut closing = false;
+        for entry in view.volumes.values() {
+            let device = inner.client.device(OP, &entry.lv.name)?;
+            closing |= entry.record.attachments.is_empty()
+                && device.is_some_and(|info| info.open_count == 0);
+        }
+        if !closing || Instant::now() > end {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 struct Audit {

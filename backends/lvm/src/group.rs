@@ -148,15 +148,10 @@ impl GroupClient {
             .lvm(op, &asked(&["vgs"], report::GROUP_COLUMNS))
             .await?;
         let found = report::vgs(&printed).map_err(wrong("vgs"))?;
-        let group = found.ok_or_else(|| {
+        found.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, op)
                 .with("group", group)
                 .reason("there is no such volume group")
-        })?;
-        Ok(Report {
-            group,
-            lvs: Vec::new(),
-            devices: BTreeSet::new(),
         })
     }
 

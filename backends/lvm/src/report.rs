@@ -15,7 +15,7 @@ pub const COLUMNS: &str = "lv_name,lv_size,lv_tags,segtype,pool_lv,origin,thin_i
 
 /// The columns of a group alone, for one that holds no logical volume.
 pub const GROUP_COLUMNS: &str = "vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,\
-    vg_lock_type,vg_partial,vg_exported,vg_permissions";
+    vg_lock_type,vg_partial,vg_exported,vg_permissions,pv_name";
 
 /// A volume group.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -160,7 +160,15 @@ struct LvRows {
 
 #[derive(Deserialize)]
 struct GroupRows {
-    vg: Vec<Group>,
+    vg: Vec<GroupRow>,
+}
+
+#[derive(Deserialize)]
+struct GroupRow {
+    #[serde(flatten)]
+    group: Group,
+    #[serde(rename = "pv_name")]
+    device: String,
 }
 
 /// Reads what `lvs -a -o COLUMNS` printed; `Ok(None)` if there was no logical volume.
@@ -195,14 +203,23 @@ fn disks(devices: &str) -> impl Iterator<Item = &str> {
     places.map(|place| place.rsplit_once('(').map_or(place, |(path, _)| path))
 }
 
-/// Reads what `vgs -o GROUP_COLUMNS` printed.
+/// Reads what `vgs -o GROUP_COLUMNS` printed of a group without logical volumes.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn vgs(json: &[u8]) -> Result<Option<Group>, serde_json::Error> {
+pub fn vgs(json: &[u8]) -> Result<Option<Report>, serde_json::Error> {
     let document: Document<GroupRows> = serde_json::from_slice(json)?;
-    let mut groups = document.report.into_iter().flat_map(|report| report.vg);
-    Ok(groups.next())
+    let (mut group, mut devices) = (None, BTreeSet::new());
+    // One line for each physical volume.
+    for row in document.report.into_iter().flat_map(|report| report.vg) {
+        group.get_or_insert(row.group);
+        devices.insert(PathBuf::from(row.device));
+    }
+    Ok(group.map(|group| Report {
+        group,
+        lvs: Vec::new(),
+        devices,
+    }))
 }
 
 fn text<'de, D: Deserializer<'de>>(from: D) -> Result<std::borrow::Cow<'de, str>, D::Error> {

@@ -67,9 +67,11 @@ fn a_group_is_read() {
     let json = br#"{"report": [{"vg": [{"vg_name":"vg", "vg_uuid":"x", "vg_seqno":"1",
         "vg_extent_size":"4194304", "vg_size":"264241152", "vg_free":"264241152",
         "vg_lock_type":"sanlock", "vg_partial":"0", "vg_exported":"0",
-        "vg_permissions":"writeable"}]}]}"#;
-    let group = vgs(json).expect("right").expect("one");
+        "vg_permissions":"writeable", "pv_name":"/dev/sda"}]}]}"#;
+    let report = vgs(json).expect("right").expect("one");
+    let group = report.group;
     assert_eq!((group.seqno, &*group.lock_type), (1, "sanlock"));
+    assert_eq!(report.devices, [PathBuf::from("/dev/sda")].into());
 }
 
 #[test]
