@@ -4,7 +4,6 @@
 //! it takes for each command, would let others in between a look and the change that rests on it. It
 //! costs nothing, for lvm2 lets one command at a time change a group anyway.
 
-use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
