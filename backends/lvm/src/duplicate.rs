@@ -12,7 +12,7 @@ use volmux_core::{
 use crate::change::Change;
 use crate::device;
 use crate::lifecycle::{
-    check_making, check_no_writer, existing, finished, in_use, make_room, remove_hidden,
+    check_making, check_no_writer, existing, finished, in_use, make_room, remove_hidden, turn_on,
 };
 use crate::locks::{Use, VolumeLocks};
 use crate::names::{self, Hidden};
@@ -95,7 +95,7 @@ impl Duplicate {
         let op = self.op;
         self.check(&inner, &control)?;
         inner.check_thin(op, "snapshots and clones")?;
-        let mut change = inner.client.change(op).await?;
+        let mut change = turn_on(&inner, op, &self.name).await?;
         let from = match self.begin(&inner, &mut change).await? {
             Begun::There(volume) => return Ok(volume),
             Begun::Of(from) => from,
@@ -123,7 +123,7 @@ impl Duplicate {
     ) -> Result<Volume> {
         let op = self.op;
         self.check(&inner, &control)?;
-        let mut change = inner.client.change(op).await?;
+        let mut change = turn_on(&inner, op, &self.name).await?;
         let from = match self.begin(&inner, &mut change).await? {
             Begun::There(volume) => return Ok(volume),
             Begun::Of(from) => from,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::time::{Duration, Instant};
 
 use volmux_core::{
     ByteRange, ByteSize, CreateOptions, Error, ErrorKind, Provisioning, ResizeOptions, Result,
@@ -26,6 +27,10 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// lvm2 counts the extents of a logical volume in 32 bits.
 const MOST_EXTENTS: u64 = u32::MAX as u64;
+
+/// How long one waits for others who make a volume of the same name. A copy may take hours.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A size as it will be made.
 pub fn checked_size(op: &'static str, size: ByteSize, extent_size: u64) -> Result<ByteSize> {
@@ -178,6 +183,30 @@ pub async fn users(
     looked.await.unwrap_or_default()
 }
 
+/// One's turn to change the group, once nobody makes a volume of this name any more. Whoever makes
+/// one lets others in meanwhile.
+///
+/// # Errors
+/// As [`GroupClient::change`]. If it takes too long, [`make_room`] says so.
+pub async fn turn_on(inner: &Inner, op: &'static str, name: &VolumeName) -> Result<Change> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let change = inner.client.change(op).await?;
+        let alive = match change.view().half_made.get(name) {
+            Some(entry) => {
+                let locks = VolumeLocks::of(&inner.client, op, entry.record.id)?;
+                locks.alone_now()?.is_none()
+            }
+            None => false,
+        };
+        if !alive || Instant::now() > end {
+            return Ok(change);
+        }
+        drop(change);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// Makes a name free for a new logical volume: removes what is half made and has no maker any more.
 ///
 /// # Errors
@@ -238,7 +267,7 @@ pub async fn create(inner: Arc<Inner>, name: VolumeName, options: CreateOptions)
     // The size first: one that no volume can have is wrong whatever the pool can do.
     checked_size(OP, options.size, 512)?;
     inner.check_provisioning(OP, options.provisioning)?;
-    let mut change = inner.client.change(OP).await?;
+    let mut change = turn_on(&inner, OP, &name).await?;
     let size = checked_size(OP, options.size, change.view().group().extent_size)?;
     let same = |entry: &Entry| {
         entry.record.origin.is_none()
@@ -377,7 +406,7 @@ async fn finish_shrinking(
 pub async fn rename(inner: Arc<Inner>, name: VolumeName, to: VolumeName) -> Result<Volume> {
     const OP: &str = "rename_volume";
     names::check(OP, &inner.client.config.group, &to)?;
-    let mut change = inner.client.change(OP).await?;
+    let mut change = turn_on(&inner, OP, &to).await?;
     if name == to {
         return Ok(change.view().get(OP, &name)?.volume());
     }
@@ -391,7 +420,7 @@ pub async fn rename(inner: Arc<Inner>, name: VolumeName, to: VolumeName) -> Resu
 
 pub async fn delete(inner: Arc<Inner>, name: VolumeName) -> Result<()> {
     const OP: &str = "delete_volume";
-    let mut change = inner.client.change(OP).await?;
+    let mut change = turn_on(&inner, OP, &name).await?;
     change.view().check_whole(OP, &name)?;
     if change.view().half_made.contains_key(&name) {
         return make_room(OP, &mut change, &name).await;
@@ -415,7 +444,7 @@ pub async fn delete(inner: Arc<Inner>, name: VolumeName) -> Result<()> {
 pub async fn adopt(inner: Arc<Inner>, what: String, name: VolumeName) -> Result<Volume> {
     const OP: &str = "adopt_volume";
     names::check(OP, &inner.client.config.group, &name)?;
-    let mut change = inner.client.change(OP).await?;
+    let mut change = turn_on(&inner, OP, &name).await?;
     let candidate = adoptable(OP, change.view(), &what);
     let same = |entry: &Entry| entry.record.adopted.as_deref() == Some(&*what);
     if matches!(&candidate, Err(error) if error.kind() == ErrorKind::NotFound)
