@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use volmux::lvm::{LvmConfig, LvmPool};
-use volmux::{AuditOptions, Pool};
+use volmux::{AuditOptions, ByteSize, CreateOptions, OpenOptions, Pool, PoolExt};
 use volmux_conformance::crash::Images;
 use volmux_conformance::killed::{self, Expected, Worker};
 use volmux_conformance::lvm::{ScratchGroup, lvm};
-use volmux_conformance::on;
+use volmux_conformance::{checked_name, on, pattern, read_all};
 
 const MIB: u64 = 1 << 20;
 
@@ -145,4 +145,98 @@ fn two_processes_work_on_one_pool_and_are_killed() {
             assert!(report.is_clean(), "{report:?}");
         }
     });
+}
+
+/// How far a command came that made a snapshot.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// lvm2 had written down what it was about to do.
+    Written,
+    /// The kernel had also made the thin device, but not counted the transaction.
+    Made,
+}
+
+/// Puts the group into the state that a command leaves which is cut short while it makes the
+/// snapshot `s`: as it was before, with the snapshot in lvm2's metadata.
+fn cut_short(group: &str, cut: Cut) {
+    let target = format!("{}-pool-tpool", group);
+    let message = |text: &str| {
+        let words = ["message", &target, "0", text];
+        let done = std::process::Command::new("/usr/sbin/dmsetup")
+            .args(words)
+            .status();
+        assert!(done.expect("dmsetup").success(), "{text}");
+    };
+    let field = |of: &str, field| {
+        let printed = lvm(&["lvs", "--noheadings", "-o", field, &format!("{group}/{of}")]);
+        printed.trim().parse::<u64>().expect("a number")
+    };
+    lvm(&["lvchange", "-ay", &format!("{group}/pool")]);
+    let (now, id) = (field("pool", "transaction_id"), field("s", "thin_id"));
+    lvm(&["lvchange", "-ay", "-K", &format!("{group}/s")]);
+    lvm(&["lvchange", "-an", &format!("{group}/s")]);
+    if matches!(cut, Cut::Written) {
+        message(&format!("delete {id}"));
+    }
+    message(&format!("set_transaction_id {now} {}", now - 1));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().to_str().expect("a path of ASCII");
+    lvm(&["vgcfgbackup", "-f", path, group]);
+    let text = std::fs::read_to_string(path).expect("the group's metadata");
+    let counted = format!("transaction_id = {now}\n");
+    let queued = format!("{counted}message1 {{\ncreate = \"s\"\n}}\n");
+    assert!(text.contains(&counted), "{text}");
+    std::fs::write(path, text.replacen(&counted, &queued, 1)).expect("a file");
+    lvm(&["vgcfgrestore", "--force", "-y", "-f", path, group]);
+}
+
+#[test]
+#[ignore = "needs device-mapper: tests/lab/run"]
+fn what_lvm2_left_undone_is_made_up_for() {
+    for (cut, first) in [
+        (Cut::Written, "read"),
+        (Cut::Written, "create"),
+        (Cut::Made, "read"),
+        (Cut::Made, "create"),
+        (Cut::Made, "audit"),
+    ] {
+        let group = ScratchGroup::with_pool(64 * MIB, 4 * MIB);
+        let data = pattern(7, MIB as usize);
+        let (a, s, new) = (checked_name("a"), checked_name("s"), checked_name("new"));
+        on(async {
+            let pool = open(&thin(&group)).await;
+            let options = CreateOptions::thin(ByteSize::new(MIB));
+            pool.create_volume(&a, options).await.expect("create");
+            let device = pool.open_volume(&a, OpenOptions::read_write()).await;
+            let device = device.expect("open");
+            device.write_at(0, data.clone()).await.expect("write");
+            device.flush().await.expect("flush");
+            drop(device);
+            let made = pool.snapshot_volume(&a, &s, Default::default()).await;
+            made.expect("snapshot");
+        });
+        cut_short(group.name(), cut);
+        on(async {
+            let pool = open(&thin(&group)).await;
+            let options = CreateOptions::thin(ByteSize::new(MIB));
+            match first {
+                "read" => assert!(read_all(pool.as_ref(), &s).await == data, "{cut:?}"),
+                "create" => drop(pool.create_volume(&new, options).await.expect("create")),
+                _ => {}
+            }
+            for repair in [true, false] {
+                let report = pool.audit(AuditOptions { repair }).await.expect("audit");
+                assert!(report.is_clean(), "{cut:?} {first}: {report:?}");
+            }
+            for name in [&a, &s] {
+                assert!(
+                    read_all(pool.as_ref(), name).await == data,
+                    "{cut:?} {first}"
+                );
+            }
+            pool.create_volume(&new, options).await.expect("create");
+            pool.delete_volume(&s).await.expect("delete");
+            assert_eq!(pool.volumes().await.expect("list").len(), 2);
+        });
+    }
 }

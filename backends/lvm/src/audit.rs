@@ -30,6 +30,7 @@ const SUSPENDED: Duration = Duration::from_secs(2);
 pub async fn audit(inner: Arc<Inner>, options: AuditOptions) -> Result<AuditReport> {
     // Fresh: what is active, and the pool's transaction, change without a commit.
     inner.client.forget().await;
+    inner.client.doubt();
     wait_for_closers(&inner).await?;
     if inner.client.config.read_only && !options.repair {
         let view = inner.client.look(OP).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use volmux_core::{ByteSize, Error, ErrorKind, Result};
 
 use crate::group::{GroupClient, Turn};
+use crate::pending;
 use crate::report::{Lv, Report};
 use crate::view::View;
 
@@ -293,7 +294,18 @@ impl Change {
     /// Runs a command, and keeps everybody else out as long as that takes, whatever becomes of us.
     async fn lvm(&self, args: &[&str]) -> Result<Vec<u8>> {
         let commands = &self.client.commands;
-        commands.lvm_in_turn(self.op, args, self.turn.lock()).await
+        let done = commands.lvm_in_turn(self.op, args, self.turn.lock()).await;
+        match done {
+            Err(error) if pending::may_be_behind(&error) => {
+                // Another process's command may have been cut short meanwhile.
+                self.client.forget().await;
+                if !self.client.catch_up(self.op).await? {
+                    return Err(error);
+                }
+                commands.lvm_in_turn(self.op, args, self.turn.lock()).await
+            }
+            done => done,
+        }
     }
 
     /// Runs a command about which nothing is known but that it changes the group.

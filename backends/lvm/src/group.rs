@@ -8,6 +8,7 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -35,6 +36,8 @@ pub struct GroupClient {
     known: Mutex<Known>,
     /// Held by whoever changes the group.
     turn: Arc<Mutex<()>>,
+    /// Whether the thin pool has done all that lvm2 had to tell it.
+    pub caught_up: AtomicBool,
 }
 
 /// What was reported last.
@@ -53,6 +56,7 @@ impl GroupClient {
             config,
             known: Mutex::default(),
             turn: Arc::default(),
+            caught_up: AtomicBool::new(false),
         }
     }
 
@@ -197,8 +201,19 @@ impl GroupClient {
                 .reason("the pool was opened with read_only=true"));
         }
         let turn = self.turn(op).await?;
-        let view = self.look(op).await?;
+        let mut view = self.look(op).await?;
         check_group(op, &view)?;
+        if !self.caught_up.swap(true, Ordering::Relaxed) {
+            match self.catch_up(op).await {
+                Ok(false) => {}
+                Ok(true) => view = self.look(op).await?,
+                // Much can be done all the same, such as deleting volumes of a pool that is full.
+                Err(error) => {
+                    tracing::warn!(%error, "what lvm2 has left undone can't be made up for");
+                    self.doubt();
+                }
+            }
+        }
         Ok(Change::new(op, self.clone(), view, turn))
     }
 

@@ -27,6 +27,7 @@ mod names;
 mod open;
 mod opened;
 mod orphans;
+mod pending;
 mod pool;
 mod raw;
 mod report;

@@ -111,6 +111,29 @@ impl ThinMetadata {
         Ok(usage)
     }
 
+    /// The transaction of the pool in which a thin device was made. `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`allocated`](Self::allocated).
+    pub async fn made_in(&self, op: &'static str, id: u32) -> Result<Option<u64>> {
+        let reserved = Reserved::new(op, &self.place).await?;
+        let arguments = ["-m", "--no-headers", "-o", "DEV,TRANSACTION"].map(String::from);
+        let mut tool = self.start(op, "thin_ls", &arguments)?;
+        let mut made_in = None;
+        while let Some(line) = tool.line(SUMMARY).await? {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            let [device, transaction] = words[..] else {
+                return Err(tool.wrong(Wrong::Line));
+            };
+            if device.parse() == Ok(id) {
+                made_in = transaction.parse().ok();
+            }
+        }
+        tool.end().await?;
+        reserved.release().await;
+        Ok(made_in)
+    }
+
     async fn list(
         &self,
         op: &'static str,

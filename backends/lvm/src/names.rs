@@ -58,6 +58,8 @@ pub enum Hidden {
     Copy,
     /// Extents that are zeroed before a thick volume grows by them.
     Zero,
+    /// Nothing: it is made so that lvm2 makes up for what it had left undone.
+    Nothing,
 }
 
 impl Hidden {
@@ -69,6 +71,7 @@ impl Hidden {
             Hidden::Old => "old",
             Hidden::Copy => "copy",
             Hidden::Zero => "zero",
+            Hidden::Nothing => "nothing",
         };
         format!("{HIDDEN}{what}-{id}")
     }

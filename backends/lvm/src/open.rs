@@ -20,6 +20,7 @@ use crate::disk::{Disk, Kind};
 use crate::lifecycle::{check_not_snapshot, in_use};
 use crate::locks::{Use, VolumeLocks};
 use crate::names;
+use crate::pending;
 use crate::pool::Inner;
 use crate::users;
 use crate::view::{Entry, View};
@@ -133,7 +134,13 @@ async fn try_open(
         view = client.look(op).await?;
     }
     let lv = entry.lv.name.clone();
-    let path = match client.activate(op, &lv).await {
+    let mut path = client.activate(op, &lv).await;
+    if path.as_ref().is_err_and(pending::may_be_behind) && !client.config.read_only {
+        client.doubt();
+        drop(client.change(op).await?);
+        path = client.activate(op, &lv).await;
+    }
+    let path = match path {
         // What was begun with it has been finished by somebody else: it has its own name now.
         Err(_) if same(&*client.look(op).await?).is_some_and(|now| now.lv.name != lv) => {
             return Ok(None);
