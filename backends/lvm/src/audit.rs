@@ -305,7 +305,11 @@ impl Audit {
         };
         let inside = self.inner.thin_devices(OP, view).await?;
         let known: BTreeSet<u64> = thin_ids(view, &pool.name);
-        for lv in view.report.lvs.iter().filter(|lv| lv.pool == pool.name) {
+        // This audit may have removed some of them.
+        let now = self.change.as_ref().map(|change| change.view().clone());
+        let there = |lv: &&Lv| now.as_ref().is_none_or(|now| now.names.contains(&lv.name));
+        let lvs = view.report.lvs.iter().filter(there);
+        for lv in lvs.filter(|lv| lv.pool == pool.name) {
             if lv.thin_id.is_some_and(|id| !inside.contains_key(&id)) {
                 let detail = "the thin pool does not know it: its content is lost";
                 self.found(FindingKind::Damaged, &lv.name, detail.into(), None, false);
