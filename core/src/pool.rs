@@ -317,7 +317,8 @@ pub trait PoolExt: Pool {
     }
 
     /// Copies a volume into another pool, of any backend, moving only its data. The target is
-    /// created thin and removed again if the copy fails.
+    /// created thin, or thick in a pool that has no thin volumes, and removed again if the copy
+    /// fails.
     ///
     /// # Errors
     /// As [`Pool::copy_volume`]; `AlreadyExists` whenever `name` is taken in `target`.

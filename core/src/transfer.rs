@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt};
 
 use crate::{
     BlockDevice, ByteRange, ByteSize, Control, CreateOptions, Error, ErrorKind, OpenOptions, Pool,
-    PoolExt, Result, Volume, VolumeName,
+    PoolExt, Result, Support, Volume, VolumeName,
 };
 
 const OP: &str = "copy_volume";
@@ -100,7 +100,11 @@ pub(crate) async fn copy_between_pools(
         return Err(Error::new(ErrorKind::AlreadyExists, OP).with("volume", name));
     }
     let size = ByteSize::new(reader.size());
-    to.create_volume(name, CreateOptions::thin(size)).await?;
+    let options = match to.capabilities().thin {
+        Support::None => CreateOptions::thick(size),
+        _ => CreateOptions::thin(size),
+    };
+    to.create_volume(name, options).await?;
     let copied = async {
         let writer = to.open_volume(name, OpenOptions::read_write()).await?;
         copy_device(reader.as_ref(), writer.as_ref(), control).await

@@ -102,8 +102,8 @@ fn named(found: ExtentStream, name: VolumeName) -> ExtentStream {
 }
 
 impl Inner {
-    /// What a volume occupies, and what of it no other one shares; `None` for a thick one, and where
-    /// the tools for that are not installed.
+    /// What a volume occupies, and what of it no other one shares; `None` for a thick one, where the
+    /// tools for that are not installed, and while others read the metadata all the time.
     pub async fn allocated(
         &self,
         op: &'static str,
@@ -119,7 +119,7 @@ impl Inner {
             Ok(usage) => Ok(Some(
                 usage.get(&number).map_or_else(Default::default, sizes),
             )),
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Busy) => {
                 tracing::debug!(%error, "what volumes occupy is not known");
                 Ok(None)
             }

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::time::{Duration, Instant};
 
 use volmux_core::{
     ByteRange, ByteSize, CreateOptions, Error, ErrorKind, Provisioning, ResizeOptions, Result,
