@@ -116,6 +116,10 @@ fn another_one_after_somebody_else_changed_the_group() {
         assert_eq!(counted.list().await, 2);
         assert_eq!(counted.started(), 0, "list after a change of one's own");
         assert_eq!(fresh.list().await, 2);
-        assert_eq!(fresh.started(), 1, "list after a change of another pool object");
+        assert_eq!(
+            fresh.started(),
+            1,
+            "list after a change of another pool object"
+        );
     });
 }
