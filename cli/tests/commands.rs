@@ -305,7 +305,8 @@ fn adopt_takes_a_file_over() {
 fn attach_prints_where_the_volume_is() {
     let place = Place::new();
     place.run(&["volume", "create", "web", "1MiB"]).ok();
-    let path = place.run(&["volume", "attach", "web", "host-1"]).ok();
+    let path = place.run(&["volume", "attach", "web", "host-1"]);
+    let path = path.ok();
     let length = std::fs::metadata(path.trim_end()).expect("a file").len();
     assert_eq!(length, 1 << 20);
     let again = place.json(&["volume", "attach", "web", "host-1"]).json();
