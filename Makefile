@@ -195,6 +195,14 @@ bench-nbd: setup ## the NBD gateway against nbdkit and qemu-nbd (root)
 	$(call title,bench-nbd)
 	@cargo bench --locked -p volmux-bench --bench nbd
 
+# The processes of lvm2 run in the lab, so the program does too.
+.PHONY: bench-lvm
+bench-lvm: export CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER = \
+    $(AS_ROOT) $(CURDIR)/tests/lab/run --time 1500 --
+bench-lvm: setup lab ## LVM pools against lvm2's own commands (in the lab, root, 10 minutes)
+	$(call title,bench-lvm)
+	@cargo bench --locked -p volmux-bench --bench lvm
+
 # What only this benchmark needs.
 RIVALS := s3backer fuse3
 

@@ -31,27 +31,29 @@ const MOST_EXTENTS: u64 = u32::MAX as u64;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A size as it will be made.
-pub fn checked_size(op: &'static str, size: ByteSize, extent_size: u64) -> Result<ByteSize> {
-    let wrong = |reason: String| {
-        Err(Error::new(ErrorKind::InvalidInput, op)
-            .with("size", size.bytes())
-            .reason(reason))
+/// Refuses sizes that no volume can have, whatever its pool.
+fn check_size(op: &'static str, size: ByteSize) -> Result<()> {
+    let reason = match size.round_up(512) {
+        _ if size == ByteSize::ZERO => "a volume can't have no bytes",
+        Some(size) if i64::try_from(size.bytes()).is_ok() => return Ok(()),
+        _ => "no device can be that large",
     };
-    if size == ByteSize::ZERO {
-        return wrong("a volume can't have no bytes".into());
-    }
+    Err(Error::new(ErrorKind::InvalidInput, op)
+        .with("size", size.bytes())
+        .reason(reason))
+}
+
+/// A size as it will be made.
+fn checked_size(op: &'static str, size: ByteSize, extent_size: u64) -> Result<ByteSize> {
+    check_size(op, size)?;
     match size.round_up(extent_size) {
-        Some(size)
-            if size.bytes() / extent_size <= MOST_EXTENTS
-                && i64::try_from(size.bytes()).is_ok() =>
-        {
-            Ok(size)
-        }
-        _ => wrong(format!(
-            "a logical volume has at most {MOST_EXTENTS} extents, which are of {extent_size} bytes in \
-             this group"
-        )),
+        Some(size) if size.bytes() / extent_size <= MOST_EXTENTS => Ok(size),
+        _ => Err(Error::new(ErrorKind::InvalidInput, op)
+            .with("size", size.bytes())
+            .reason(format!(
+                "a logical volume has at most {MOST_EXTENTS} extents, which are of {extent_size} \
+                 bytes in this group"
+            ))),
     }
 }
 
@@ -264,7 +266,7 @@ pub async fn create(inner: Arc<Inner>, name: VolumeName, options: CreateOptions)
     const OP: &str = "create_volume";
     names::check(OP, &inner.client.config.group, &name)?;
     // The size first: one that no volume can have is wrong whatever the pool can do.
-    checked_size(OP, options.size, 512)?;
+    check_size(OP, options.size)?;
     inner.check_provisioning(OP, options.provisioning)?;
     let mut change = turn_on(&inner, OP, &name).await?;
     let size = checked_size(OP, options.size, change.view().group().extent_size)?;
@@ -296,7 +298,7 @@ pub async fn create(inner: Arc<Inner>, name: VolumeName, options: CreateOptions)
 
 pub async fn resize(inner: Arc<Inner>, name: VolumeName, options: ResizeOptions) -> Result<Volume> {
     const OP: &str = "resize_volume";
-    checked_size(OP, options.size, 512)?;
+    check_size(OP, options.size)?;
     let mut change = inner.client.change(OP).await?;
     let size = checked_size(OP, options.size, change.view().group().extent_size)?;
     let entry = finished(&inner, OP, &mut change, &name).await?;

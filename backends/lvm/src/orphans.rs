@@ -66,18 +66,13 @@ pub async fn lock(inner: &Inner, op: &'static str, id: u64) -> Result<Option<Orp
 }
 
 /// Where lvm2 has its locks.
-const LOCKING_DIRECTORY: [&str; 5] = [
-    "lvmconfig",
-    "--type",
-    "full",
-    "--valuesonly",
-    "global/locking_dir",
-];
+const LOCKING_DIRECTORY: [&str; 4] = ["lvmconfig", "--type", "full", "global/locking_dir"];
 
-/// `"/run/lock/lvm"`, as lvmconfig prints it.
+/// `locking_dir="/run/lock/lvm"`, as lvmconfig prints it.
 fn directory(printed: &[u8]) -> Option<PathBuf> {
     let text = std::str::from_utf8(printed).ok()?.trim();
-    let path = text.strip_prefix('"')?.strip_suffix('"')?;
+    let path = text.strip_prefix("locking_dir=")?;
+    let path = path.strip_prefix('"')?.strip_suffix('"')?;
     (path.starts_with('/') && !path.contains(['"', '\\', '\n'])).then(|| path.into())
 }
 
@@ -164,10 +159,15 @@ mod tests {
         // report/prefixes in lvm.conf.
         assert_eq!(numbers(b"  LVM2_THIN_ID='1'\n"), None);
         assert_eq!(
-            directory(b"\"/run/lock/lvm\"\n"),
+            directory(b"locking_dir=\"/run/lock/lvm\"\n"),
             Some("/run/lock/lvm".into())
         );
-        for wrong in ["", "/run/lock/lvm", "\"run\"", "\"/a\"\n\"/b\""] {
+        for wrong in [
+            "",
+            "locking_dir=/run",
+            "locking_dir=\"run\"",
+            "locking_dir=\"/a\"\n\"/b\"",
+        ] {
             assert_eq!(directory(wrong.as_bytes()), None, "{wrong}");
         }
     }
