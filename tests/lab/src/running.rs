@@ -9,7 +9,7 @@ use crate::Error;
 use crate::job::Job;
 use crate::machine::{Machine, Message};
 
-/// How long a guest may take until it runs the command. On an idle machine it takes 5 seconds.
+/// How long a guest may take until it runs the command. On an idle machine it takes 3 seconds.
 const BOOT: Duration = Duration::from_secs(180);
 /// How long it may take to power off once the command has ended.
 const OFF: Duration = Duration::from_secs(90);
