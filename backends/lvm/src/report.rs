@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer};
 use volmux_core::ByteSize;
 
-/// The columns that are asked for, with `--units b --nosuffix --binary`.
+/// The columns that are asked for, with `--units b --nosuffix --binary`. None of how full and how
+/// busy a logical volume is: lvm2 would ask the kernel for each of a thousand.
 pub const COLUMNS: &str = "lv_name,lv_size,lv_tags,segtype,pool_lv,origin,thin_id,\
-    transaction_id,data_percent,metadata_percent,lv_metadata_size,chunk_size,zero,discards,\
-    lv_when_full,lv_active,lv_device_open,lv_permissions,lv_skip_activation,lv_suspended,\
-    lv_health_status,lv_check_needed,devices,vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,\
-    vg_lock_type,vg_partial,vg_exported,vg_permissions";
+    transaction_id,lv_metadata_size,chunk_size,zero,lv_permissions,lv_skip_activation,\
+    devices,vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,vg_lock_type,vg_partial,\
+    vg_exported,vg_permissions";
 
 /// The columns of a group alone, for one that holds no logical volume.
 pub const GROUP_COLUMNS: &str = "vg_name,vg_uuid,vg_seqno,vg_extent_size,vg_size,vg_free,\
@@ -77,12 +77,6 @@ pub struct Lv {
     /// A pool's transaction, as LVM knows it.
     #[serde(deserialize_with = "optional")]
     pub transaction_id: Option<u64>,
-    /// How full a pool, or how much of a thin volume is mapped.
-    #[serde(deserialize_with = "optional")]
-    pub data_percent: Option<f64>,
-    /// How full a pool's metadata is.
-    #[serde(deserialize_with = "optional")]
-    pub metadata_percent: Option<f64>,
     /// The size of a pool's metadata.
     #[serde(rename = "lv_metadata_size", deserialize_with = "optional")]
     pub metadata_size: Option<u64>,
@@ -92,32 +86,12 @@ pub struct Lv {
     /// Whether a pool zeroes chunks before it hands them out.
     #[serde(deserialize_with = "flag")]
     pub zero: bool,
-    /// `ignore`, `nopassdown` or `passdown`.
-    pub discards: String,
-    /// What a pool that is full does: `queue` or `error`.
-    #[serde(rename = "lv_when_full")]
-    pub when_full: String,
-    /// Whether there is a device.
-    #[serde(rename = "lv_active", deserialize_with = "active")]
-    pub active: bool,
-    /// Whether somebody has the device open.
-    #[serde(rename = "lv_device_open", deserialize_with = "flag")]
-    pub open: bool,
     /// `writeable`, `read-only`, `read-only-override` or `unknown`.
     #[serde(rename = "lv_permissions")]
     pub permissions: String,
     /// Whether it is left alone when the whole group is activated.
     #[serde(rename = "lv_skip_activation", deserialize_with = "flag")]
     pub skip_activation: bool,
-    /// Whether requests to the device wait.
-    #[serde(rename = "lv_suspended", deserialize_with = "flag")]
-    pub suspended: bool,
-    /// Empty, or what is wrong: `failed`, `out_of_data`, `metadata_read_only`, `partial`.
-    #[serde(rename = "lv_health_status")]
-    pub health: String,
-    /// Whether a pool's metadata has to be repaired.
-    #[serde(rename = "lv_check_needed", deserialize_with = "flag")]
-    pub check_needed: bool,
 }
 
 impl Lv {

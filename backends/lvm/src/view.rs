@@ -10,7 +10,7 @@ use crate::report::{Group, Lv, Report};
 use crate::tags::{Record, Work};
 
 /// A pool as a report shows it. What changes without a commit of the group's metadata (whether a
-/// device is active or open, how full a pool is) may be older than the rest.
+/// device is active or open, how full a pool is) is not in it: the kernel is asked for that.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
     /// What was reported.
