@@ -89,7 +89,7 @@ fn another_one_after_somebody_else_changed_the_group() {
         let mut counted = Counted::open(&group).await;
         let pool = counted.pool.clone();
         let options = CreateOptions::thin(ByteSize::mib(8));
-        let made = pool.create_volume(&name("web"), options.clone()).await;
+        let made = pool.create_volume(&name("web"), options).await;
         made.expect("create");
         counted.started();
 

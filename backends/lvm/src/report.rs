@@ -239,9 +239,5 @@ fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
     }
 }
 
-fn active<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
-    text(from).map(|text| !matches!(&*text, "" | "unknown"))
-}
-
 #[cfg(test)]
 mod tests;

@@ -43,9 +43,9 @@ async fn attempt(ctx: &Ctx<'_>, capability: &str) -> (&'static str, Result<(), E
         }
         "revert" => {
             if ctx.expect.capabilities.snapshot != Support::None {
-                ctx.snapshot("unsupported", "snapshot").await;
+                ctx.snapshot("unsupported", "the-snapshot").await;
             }
-            let snapshot = n("snapshot");
+            let snapshot = n("the-snapshot");
             let result = pool
                 .revert_volume(&name, &snapshot, Default::default())
                 .await;
