@@ -116,6 +116,9 @@ impl Change {
         }
         self.run(&args, 2, |report| {
             report.lvs.retain(|known| known.name != lv);
+            for known in report.lvs.iter_mut().filter(|known| known.origin == lv) {
+                known.origin.clear();
+            }
         })
         .await
     }
