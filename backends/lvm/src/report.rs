@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use volmux_core::ByteSize;
 
 /// The columns that are asked for, with `--units b --nosuffix --binary`. None of how full and how
@@ -113,13 +114,10 @@ pub struct Report {
     pub devices: BTreeSet<PathBuf>,
 }
 
+/// Where a logical volume lies.
 #[derive(Deserialize)]
-struct Row {
-    devices: String,
-    #[serde(flatten)]
-    group: Group,
-    #[serde(flatten)]
-    lv: Lv,
+struct Places<'a> {
+    devices: &'a str,
 }
 
 #[derive(Deserialize)]
@@ -127,22 +125,22 @@ struct Document<T> {
     report: Vec<T>,
 }
 
+/// Each row repeats the group: that is read once, and the rest as what it is.
 #[derive(Deserialize)]
-struct LvRows {
-    lv: Vec<Row>,
+struct LvRows<'a> {
+    #[serde(borrow)]
+    lv: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct GroupRows {
-    vg: Vec<GroupRow>,
+struct GroupRows<'a> {
+    #[serde(borrow)]
+    vg: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct GroupRow {
-    #[serde(flatten)]
-    group: Group,
-    #[serde(rename = "pv_name")]
-    device: String,
+struct Disk {
+    pv_name: PathBuf,
 }
 
 /// Reads what `lvs -a -o COLUMNS` printed; `Ok(None)` if there was no logical volume.
@@ -150,18 +148,22 @@ struct GroupRow {
 /// # Errors
 /// What is wrong with it.
 pub fn lvs(json: &[u8]) -> Result<Option<Report>, serde_json::Error> {
-    let document: Document<LvRows> = serde_json::from_slice(json)?;
+    let document: Document<LvRows<'_>> = serde_json::from_slice(json)?;
     let mut group = None;
     let mut devices = BTreeSet::new();
     let mut lvs: Vec<Lv> = Vec::new();
     for row in document.report.into_iter().flat_map(|report| report.lv) {
-        group.get_or_insert(row.group);
-        devices.extend(disks(&row.devices).map(PathBuf::from));
+        if group.is_none() {
+            group = Some(serde_json::from_str(row.get())?);
+        }
+        let places: Places<'_> = serde_json::from_str(row.get())?;
+        devices.extend(disks(places.devices).map(PathBuf::from));
+        let lv: Lv = serde_json::from_str(row.get())?;
         // lvm2 shows those that are parts of others in brackets. One line a segment, and those of
         // a logical volume follow each other.
-        let part = row.lv.name.starts_with('[');
-        if !part && lvs.last().is_none_or(|last| last.name != row.lv.name) {
-            lvs.push(row.lv);
+        let part = lv.name.starts_with('[');
+        if !part && lvs.last().is_none_or(|last| last.name != lv.name) {
+            lvs.push(lv);
         }
     }
     Ok(group.map(|group| Report {
@@ -182,12 +184,15 @@ fn disks(devices: &str) -> impl Iterator<Item = &str> {
 /// # Errors
 /// What is wrong with it.
 pub fn vgs(json: &[u8]) -> Result<Option<Report>, serde_json::Error> {
-    let document: Document<GroupRows> = serde_json::from_slice(json)?;
+    let document: Document<GroupRows<'_>> = serde_json::from_slice(json)?;
     let (mut group, mut devices) = (None, BTreeSet::new());
     // One line for each physical volume.
     for row in document.report.into_iter().flat_map(|report| report.vg) {
-        group.get_or_insert(row.group);
-        devices.insert(PathBuf::from(row.device));
+        if group.is_none() {
+            group = Some(serde_json::from_str(row.get())?);
+        }
+        let disk: Disk = serde_json::from_str(row.get())?;
+        devices.insert(disk.pv_name);
     }
     Ok(group.map(|group| Report {
         group,
@@ -196,8 +201,9 @@ pub fn vgs(json: &[u8]) -> Result<Option<Report>, serde_json::Error> {
     }))
 }
 
-fn text<'de, D: Deserializer<'de>>(from: D) -> Result<std::borrow::Cow<'de, str>, D::Error> {
-    String::deserialize(from).map(Into::into)
+/// A number, a flag or a list of tags, in which nothing has to be escaped.
+fn text<'de, D: Deserializer<'de>>(from: D) -> Result<&'de str, D::Error> {
+    Deserialize::deserialize(from)
 }
 
 fn wrong<E: serde::de::Error>(text: &str, wanted: &str) -> E {
@@ -206,7 +212,7 @@ fn wrong<E: serde::de::Error>(text: &str, wanted: &str) -> E {
 
 fn number<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     let text = text(from)?;
-    text.parse().map_err(|_| wrong(&text, "a number"))
+    text.parse().map_err(|_| wrong(text, "a number"))
 }
 
 fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
@@ -220,7 +226,7 @@ fn optional<'de, D: Deserializer<'de>, T: std::str::FromStr>(
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| wrong(&text, "a number"))
+    text.parse().map(Some).map_err(|_| wrong(text, "a number"))
 }
 
 fn list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
@@ -232,10 +238,10 @@ fn list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
 /// 1, or 0, or -1 for what is not known.
 fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
     let text = text(from)?;
-    match &*text {
+    match text {
         "1" => Ok(true),
         "0" | "-1" | "" => Ok(false),
-        _ => Err(wrong(&text, "1, 0 or -1")),
+        _ => Err(wrong(text, "1, 0 or -1")),
     }
 }
 
