@@ -171,6 +171,11 @@ check-lab: lab ## the tests that need the lab
 	$(call title,tests of LVM pools in the lab)
 	@tests/lab/check-lvm $(LAB_LOG)
 
+.PHONY: check-lvm
+check-lvm: setup lab ## all tests of LVM pools, also those that check leaves out (in the lab, an hour)
+	$(call title,all tests of LVM pools)
+	@tests/lab/check-lvm $(CARGO_TARGET_DIR)/lvm.log all
+
 .PHONY: test-all
 test-all: $(SERVERS) ## all other tests, documentation examples included
 	$(call title,tests)
