@@ -382,6 +382,7 @@ fn pool_info_tells_capabilities_usage_and_policy() {
             "metadata",
             "overcommit",
             "provisioned",
+            "time_to_full_seconds",
             "total",
             "used",
             "used_percent"
