@@ -185,7 +185,10 @@ pub(crate) async fn policy_refuse_mark_counts_what_is_written(ctx: &Ctx<'_>) {
     let (total, used) = (now.total.bytes(), now.used.bytes());
     let mark = (used + 24 * MIB) as f64 / total as f64 * 100.0;
     // An empty thin pool of LVM has a tenth of its metadata in use.
-    let mark = mark.max(now.metadata_percent() + 5.0);
+    let mark = match now.metadata {
+        Some(_) => mark.max(now.metadata_percent() + 5.0),
+        None => mark,
+    };
     let size = (total as f64 * mark / 100.0) as u64 - used + 8 * MIB;
     let size = size.next_multiple_of(MIB);
     let settings = PoolSettings {
