@@ -169,7 +169,7 @@ fn as_other_user(fs: &LoopFs, root: &Path) -> Vec<String> {
 
 #[test]
 fn a_directory_that_may_not_be_read_is_refused() {
-    let fs = LoopFs::ext4(64 << 20);
+    let fs = LoopFs::ext4(256 << 20);
     let root = fs.path().join("pool");
     std::fs::create_dir(&root).expect("a directory");
     std::fs::set_permissions(&root, PermissionsExt::from_mode(0o000)).expect("mode");
@@ -187,7 +187,7 @@ fn a_directory_that_may_not_be_read_is_refused() {
 
 #[test]
 fn a_directory_that_may_not_be_written_can_be_listed() {
-    let fs = LoopFs::ext4(64 << 20);
+    let fs = LoopFs::ext4(256 << 20);
     let root = fs.path().join("pool");
     std::fs::create_dir(&root).expect("a directory");
     std::fs::set_permissions(&root, PermissionsExt::from_mode(0o755)).expect("mode");
