@@ -23,7 +23,7 @@ fn a_thin_pool_survives_every_power_cut() {
 }
 
 #[test]
-#[ignore = "boots the lab many times: make check-lab"]
+#[ignore = "boots the lab many times: make check-lvm"]
 fn a_group_survives_every_power_cut() {
     Machine::new("lvm://vg", "true").cut_again_and_again(12);
 }

@@ -302,7 +302,7 @@ impl Change {
             Err(error) if pending::may_be_behind(&error) => {
                 // Another process's command may have been cut short meanwhile.
                 self.client.forget().await;
-                if !self.client.catch_up(self.op).await? {
+                if !self.client.catch_up(self.op, self.turn.lock()).await? {
                     return Err(error);
                 }
                 commands.lvm_in_turn(self.op, args, self.turn.lock()).await

@@ -72,7 +72,17 @@ impl Commands {
     }
 
     async fn run(&self, op: &'static str, args: &[&str], stdin: Stdio) -> Result<Vec<u8>> {
-        let slot = self.slots.clone().acquire_owned().await;
+        let shown = shown(args);
+        // Commands that hang keep their slots.
+        let slot = tokio::time::timeout(self.timeout, self.slots.clone().acquire_owned()).await;
+        let Ok(slot) = slot else {
+            return Err(Error::new(ErrorKind::TimedOut, op)
+                .with("command", shown)
+                .reason(format!(
+                    "{AT_ONCE} other lvm2 commands of this process hang"
+                ))
+                .help("see what they wait for: a device that is suspended or does not answer"));
+        };
         let mut child = self
             .start(args, stdin)
             .map_err(|error| self.not_started(op, error))?;
@@ -83,7 +93,6 @@ impl Commands {
             drop(slot);
             done
         });
-        let shown = shown(args);
         let Ok(done) = tokio::time::timeout(self.timeout, &mut done).await else {
             interrupt(pid);
             return Err(Error::new(ErrorKind::TimedOut, op)
@@ -403,6 +412,18 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         while !directory.path().join("lvm.stopped").exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_commands_that_hang_gives_up_too() {
+        let script = "trap '' INT; for i in 1 2 3 4 5 6 7 8; do sleep 0.5; done";
+        let (_directory, commands) = commands(script, 1);
+        let hang = (0..=AT_ONCE).map(|_| commands.lvm("test", &["lvs"]));
+        let all = futures::future::join_all(hang);
+        let ended = tokio::time::timeout(Duration::from_secs(3), all).await;
+        for result in ended.expect("nobody waits for ever") {
+            assert_eq!(result.expect_err("it hangs").kind(), ErrorKind::TimedOut);
         }
     }
 

@@ -204,7 +204,7 @@ impl GroupClient {
         let mut view = self.look(op).await?;
         check_group(op, &view)?;
         if !self.caught_up.swap(true, Ordering::Relaxed) {
-            match self.catch_up(op).await {
+            match self.catch_up(op, turn.lock()).await {
                 Ok(false) => {}
                 Ok(true) => view = self.look(op).await?,
                 // Much can be done all the same, such as deleting volumes of a pool that is full.
@@ -317,7 +317,10 @@ fn check_group(op: &'static str, view: &View) -> Result<()> {
         return wrong(
             ErrorKind::PermissionDenied,
             "the group is read-only",
-            format!("run vgchange --permission rw {}", group.name),
+            format!(
+                "its status in LVM's metadata lacks WRITE (vgcfgbackup {} shows it): find out why",
+                group.name
+            ),
         );
     }
     if group.partial {

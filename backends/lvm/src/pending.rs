@@ -6,6 +6,7 @@
 //! Until then what was to be made can't be used. And if the kernel had made the device and not yet
 //! counted, each such command fails: lvm2 wants to make it once more.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -44,11 +45,11 @@ impl GroupClient {
     }
 
     /// Has the thin pool do what lvm2 had yet to tell it, and returns whether there was something.
-    /// For whoever has the turn.
+    /// For whoever has the turn, with its lock.
     ///
     /// # Errors
     /// What lvm2 complains of.
-    pub async fn catch_up(self: &Arc<Self>, op: &'static str) -> Result<bool> {
+    pub async fn catch_up(self: &Arc<Self>, op: &'static str, turn: &File) -> Result<bool> {
         let Some(pool) = self.config.pool.clone() else {
             return Ok(false);
         };
@@ -81,19 +82,19 @@ impl GroupClient {
         let make = [
             "lvcreate", "-y", "-T", &path, "-V", &size, "-n", &name, "-ky", "-an",
         ];
-        if let Err(error) = self.commands.lvm(op, &make).await {
+        if let Err(error) = self.commands.lvm_in_turn(op, &make, turn).await {
             self.forget().await;
             let Some(id) = made_already(&error) else {
                 return Err(error);
             };
             self.count(op, &pool, &view.report.lvs, (id, kernel))
                 .await?;
-            self.commands.lvm(op, &make).await?;
+            self.commands.lvm_in_turn(op, &make, turn).await?;
         }
         self.forget().await;
         let made = format!("{}/{name}", self.config.group);
         self.commands
-            .lvm(op, &["lvremove", "-f", "-y", &made])
+            .lvm_in_turn(op, &["lvremove", "-f", "-y", &made], turn)
             .await?;
         self.forget().await;
         self.make_durable(op, &*self.look(op).await?).await?;
