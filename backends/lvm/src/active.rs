@@ -91,7 +91,7 @@ impl GroupClient {
     /// Whether other hosts use the group too, by lvmlockd.
     async fn is_shared_group(&self, op: &'static str) -> Result<bool> {
         let view = self.last(op).await?;
-        Ok(matches!(&*view.group().lock_type, "sanlock" | "dlm"))
+        Ok(view.group().attributes.shared)
     }
 
     /// Waits until `path` is the device of the logical volume.

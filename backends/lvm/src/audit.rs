@@ -193,7 +193,7 @@ impl Audit {
 
     async fn leftover(&mut self, lv: &Lv) -> Result<()> {
         // The repair of a volume may have removed it already.
-        let gone = |change: &Change| !change.view().names.contains(&lv.name);
+        let gone = |change: &Change| change.view().report.find(&lv.name).is_none();
         if self.change.as_ref().is_some_and(gone) {
             let detail = "left by a revert".into();
             self.found(FindingKind::Leftover, &lv.name, detail, Some(lv.size), true);
@@ -307,7 +307,11 @@ impl Audit {
         let known: BTreeSet<u64> = thin_ids(view, &pool.name);
         // This audit may have removed some of them.
         let now = self.change.as_ref().map(|change| change.view().clone());
-        let there = |lv: &&Lv| now.as_ref().is_none_or(|now| now.names.contains(&lv.name));
+        let now = now
+            .as_ref()
+            .map(|now| now.report.lvs.iter().map(|lv| &*lv.name));
+        let now = now.map(BTreeSet::from_iter);
+        let there = |lv: &&Arc<Lv>| now.as_ref().is_none_or(|now| now.contains(&*lv.name));
         let lvs = view.report.lvs.iter().filter(there);
         for lv in lvs.filter(|lv| lv.pool == pool.name) {
             if lv.thin_id.is_some_and(|id| !inside.contains_key(&id)) {

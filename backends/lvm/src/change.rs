@@ -55,7 +55,8 @@ impl Change {
         args.extend(["-ky", "-an"]);
         add_tags(&mut args, tags);
         let made = new_lv(name, "thin", &pool, &size, tags);
-        self.run(&args, 2, |report| report.lvs.push(made)).await
+        self.run(&args, 2, |report| report.lvs.push(made.into()))
+            .await
     }
 
     /// Makes a thin snapshot of the logical volume `source`, inactive. lvm2 suspends the source's
@@ -83,10 +84,8 @@ impl Change {
             tags,
         );
         source.name.clone_into(&mut made.origin);
-        if read_only {
-            made.permissions = "read-only".into();
-        }
-        self.run(&args, 2, |report| report.lvs.push(made)).await
+        self.run(&args, 2, |report| report.lvs.push(made.into()))
+            .await
     }
 
     /// Makes a thick volume of `size` bytes, inactive, and full of what was there before.
@@ -116,9 +115,8 @@ impl Change {
         }
         self.run(&args, 2, |report| {
             report.lvs.retain(|known| known.name != lv);
-            for known in report.lvs.iter_mut().filter(|known| known.origin == lv) {
-                known.origin.clear();
-            }
+            let snapshots = report.lvs.iter_mut().filter(|known| known.origin == lv);
+            snapshots.for_each(|known| Arc::make_mut(known).origin.clear());
         })
         .await
     }
@@ -131,14 +129,9 @@ impl Change {
         let group = self.client.config.group.clone();
         let args = ["lvrename", &group, lv, to];
         self.run(&args, 1, |report| {
-            for known in &mut report.lvs {
-                if known.name == lv {
-                    to.clone_into(&mut known.name);
-                }
-                if known.origin == lv {
-                    to.clone_into(&mut known.origin);
-                }
-            }
+            report.alter(lv, |known| to.clone_into(&mut known.name));
+            let snapshots = report.lvs.iter_mut().filter(|known| known.origin == lv);
+            snapshots.for_each(|known| to.clone_into(&mut Arc::make_mut(known).origin));
         })
         .await
     }
@@ -159,11 +152,10 @@ impl Change {
         }
         args.push(&path);
         self.run(&args, 1, |report| {
-            let known = report.lvs.iter_mut().filter(|known| known.name == lv);
-            for known in known {
+            report.alter(lv, |known| {
                 known.tags.retain(|tag| !remove.contains(tag));
                 known.tags.extend_from_slice(add);
-            }
+            });
         })
         .await
     }
@@ -229,18 +221,28 @@ impl Change {
     /// # Errors
     /// What lvm2 complains of.
     pub async fn skip_activation(&mut self, lv: &str, skip: bool) -> Result<()> {
-        let known = self.view.report.lvs.iter().find(|known| known.name == lv);
+        let known = self.view.report.find(lv);
         if known.is_some_and(|known| known.skip_activation == skip) {
             return Ok(());
         }
         let path = self.path(lv);
         let args = ["lvchange", if skip { "-ky" } else { "-kn" }, &path];
         self.run(&args, 1, |report| {
-            for known in report.lvs.iter_mut().filter(|known| known.name == lv) {
-                known.skip_activation = skip;
-            }
+            report.alter(lv, |known| known.skip_activation = skip);
         })
         .await
+    }
+
+    /// Whether LVM's metadata lets the device of a logical volume take writes.
+    ///
+    /// # Errors
+    /// What lvm2 complains of.
+    pub async fn is_writable(&self, lv: &str) -> Result<bool> {
+        let path = self.path(lv);
+        let args = ["lvs", "--noheadings", "-o", "lv_permissions", &path];
+        let printed = self.client.commands.lvm(self.op, &args).await?;
+        // Otherwise "writeable", "read-only-override", or "unknown" for one that is not active.
+        Ok(printed.trim_ascii() != b"read-only")
     }
 
     /// Changes tags and properties, in one commit.
@@ -248,15 +250,16 @@ impl Change {
     /// # Errors
     /// What lvm2 complains of.
     pub async fn alter(&mut self, lv: &str, alter: &Alter) -> Result<()> {
-        let Some(known) = self.view.report.lvs.iter().find(|known| known.name == lv) else {
+        let Some(known) = self.view.report.find(lv).cloned() else {
             return Err(Error::new(ErrorKind::NotFound, self.op)
                 .with("logical_volume", lv)
                 .reason("there is no such logical volume any more"));
         };
         // To set what is set already is an error to lvm2.
-        let writable = alter
-            .writable
-            .filter(|writable| *writable != known.is_writable());
+        let writable = match alter.writable {
+            Some(writable) if writable != self.is_writable(lv).await? => Some(writable),
+            _ => None,
+        };
         let skip = alter.skip_activation;
         let skip = skip.filter(|skip| *skip != known.skip_activation);
         let path = self.path(lv);
@@ -272,14 +275,11 @@ impl Change {
         }
         args.push(&path);
         self.run(&args, 1, |report| {
-            for known in report.lvs.iter_mut().filter(|known| known.name == lv) {
+            report.alter(lv, |known| {
                 known.tags.retain(|tag| !alter.remove.contains(tag));
                 known.tags.extend_from_slice(&alter.add);
-                if let Some(writable) = writable {
-                    known.permissions = if writable { "writeable" } else { "read-only" }.into();
-                }
                 known.skip_activation = skip.unwrap_or(known.skip_activation);
-            }
+            });
         })
         .await
     }
@@ -356,11 +356,7 @@ fn is_unknown_option(error: &Error) -> bool {
 
 fn resized(lv: &str, size: &str) -> impl FnOnce(&mut Report) {
     let size = bytes(size);
-    move |report| {
-        for known in report.lvs.iter_mut().filter(|known| known.name == lv) {
-            known.size = size;
-        }
-    }
+    move |report| report.alter(lv, |known| known.size = size)
 }
 
 /// The number in `4096b`.
@@ -398,10 +394,8 @@ fn new_lv(name: &str, segtype: &str, pool: &str, size: &str, tags: &[String]) ->
         origin: String::new(),
         thin_id: None,
         transaction_id: None,
-        metadata_size: None,
         chunk_size: None,
         zero: true,
-        permissions: "unknown".into(),
         skip_activation: true,
     }
 }

@@ -2,23 +2,23 @@
 //! time, and not more at once than the group's lock lets through anyway.
 
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::Semaphore;
 use volmux_core::{Error, ErrorKind, Result};
 
 /// Those that only read, at once.
 const AT_ONCE: usize = 4;
-/// What a command prints is at most this long: a report of a million volumes.
-const LONGEST_OUTPUT: u64 = 1 << 30;
-/// And what it complains of.
+/// What is kept of a command's complaints.
 const LONGEST_COMPLAINT: u64 = 64 << 10;
 
 /// Runs commands.
@@ -83,13 +83,13 @@ impl Commands {
                 ))
                 .help("see what they wait for: a device that is suspended or does not answer"));
         };
-        let mut child = self
+        let (mut child, stdout) = self
             .start(args, stdin)
             .map_err(|error| self.not_started(op, error))?;
         self.started.fetch_add(1, Ordering::Relaxed);
         let pid = child.id();
         let mut done = tokio::spawn(async move {
-            let done = collect(&mut child).await;
+            let done = collect(&mut child, stdout).await;
             drop(slot);
             done
         });
@@ -109,19 +109,23 @@ impl Commands {
         Err(failure(op, &done.stderr, done.status).with("command", shown))
     }
 
-    fn start(&self, args: &[&str], stdin: Stdio) -> std::io::Result<Child> {
-        Command::new(&self.lvm)
+    /// A command, and the file in memory that it prints into: from a pipe, somebody would have to
+    /// be woken for each line.
+    fn start(&self, args: &[&str], stdin: Stdio) -> std::io::Result<(Child, File)> {
+        let stdout = File::from(memfd_create("lvm2", MemfdFlags::CLOEXEC)?);
+        let child = Command::new(&self.lvm)
             .args(args)
             .env_clear()
             .env("LC_ALL", "C")
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LVM_SUPPRESS_FD_WARNINGS", "1")
             .stdin(stdin)
-            .stdout(Stdio::piped())
+            .stdout(stdout.try_clone()?)
             .stderr(Stdio::piped())
             // Ctrl-C is meant for us.
             .process_group(0)
-            .spawn()
+            .spawn()?;
+        Ok((child, stdout))
     }
 
     fn not_started(&self, op: &'static str, error: std::io::Error) -> Error {
@@ -144,27 +148,26 @@ struct Done {
     stderr: String,
 }
 
-async fn collect(child: &mut Child) -> std::io::Result<Done> {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (stdout, stderr) = tokio::join!(
-        read(stdout, LONGEST_OUTPUT),
-        read(stderr, LONGEST_COMPLAINT)
-    );
+async fn collect(child: &mut Child, mut stdout: File) -> std::io::Result<Done> {
+    let stderr = complaints(child.stderr.take()).await;
     let status = child.wait().await?;
+    let mut printed = Vec::new();
+    stdout.rewind()?;
+    stdout.read_to_end(&mut printed)?;
     Ok(Done {
         status,
-        stdout: stdout?,
+        stdout: printed,
         stderr: String::from_utf8_lossy(&stderr?).into_owned(),
     })
 }
 
-/// Reads all of a pipe, and keeps at most `limit` bytes of it.
-async fn read(pipe: Option<impl AsyncRead + Unpin>, limit: u64) -> std::io::Result<Vec<u8>> {
+async fn complaints(pipe: Option<ChildStderr>) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let Some(mut pipe) = pipe else {
         return Ok(bytes);
     };
-    (&mut pipe).take(limit).read_to_end(&mut bytes).await?;
+    let mut kept = (&mut pipe).take(LONGEST_COMPLAINT);
+    kept.read_to_end(&mut bytes).await?;
     // A command that can't write any more would wait for ever.
     tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
     Ok(bytes)

@@ -69,14 +69,14 @@ pub async fn of_device(
     let view = inner.client.look(op).await?;
     let lv = match &device.of {
         Of::Volume(id) => lv_of(&view, *id),
-        Of::Hidden(name) => view.report.lvs.iter().find(|lv| lv.name == *name),
+        Of::Hidden(name) => view.report.find(name),
     };
     let found = inner.allocated_in(op, lv.ok_or_else(gone)?, range).await?;
     Ok(named(found, device.name.clone()))
 }
 
 /// The logical volume of a volume, or of what is to become one.
-fn lv_of(view: &View, id: VolumeId) -> Option<&Lv> {
+fn lv_of(view: &View, id: VolumeId) -> Option<&Arc<Lv>> {
     let half_made = || view.half_made.values().find(|entry| entry.record.id == id);
     view.by_id(id).or_else(half_made).map(|entry| &entry.lv)
 }
@@ -233,7 +233,7 @@ impl Inner {
         if number.is_none() {
             self.client.forget().await;
             let view = self.client.look(op).await?;
-            let found = view.report.lvs.iter().find(|now| now.name == lv.name);
+            let found = view.report.find(&lv.name);
             number = found.and_then(|now| now.thin_id);
         }
         number

@@ -17,7 +17,7 @@ use volmux_core::{Error, ErrorKind, Result};
 use crate::change::Change;
 use crate::command::Commands;
 use crate::config::LvmConfig;
-use crate::report::{self, Report};
+use crate::report::{self, Group, Report};
 use crate::stamp::{Place, Stamp};
 use crate::view::View;
 
@@ -138,18 +138,22 @@ impl GroupClient {
             "--binary",
             "-o",
         ];
+        let space = if self.config.pool.is_none() {
+            report::SPACE_COLUMNS
+        } else {
+            ""
+        };
+        let columns =
+            [report::COLUMNS, report::GROUP_COLUMNS].map(|columns| format!("{columns}{space}"));
         let asked = |command, columns| [command, &args[..], &[columns, group]].concat();
         // With the parts of a thin pool: only those lie on physical volumes.
-        let lvs = asked(&["lvs", "-a"], report::COLUMNS);
+        let lvs = asked(&["lvs", "-a"], &columns[0]);
         let printed = self.commands.lvm(op, &lvs).await;
         let printed = printed.map_err(|error| error.with("group", group))?;
         if let Some(report) = report::lvs(&printed).map_err(wrong("lvs"))? {
             return Ok(report);
         }
-        let printed = self
-            .commands
-            .lvm(op, &asked(&["vgs"], report::GROUP_COLUMNS))
-            .await?;
+        let printed = self.commands.lvm(op, &asked(&["vgs"], &columns[1])).await?;
         let found = report::vgs(&printed).map_err(wrong("vgs"))?;
         found.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, op)
@@ -202,7 +206,7 @@ impl GroupClient {
         }
         let turn = self.turn(op).await?;
         let mut view = self.look(op).await?;
-        check_group(op, &view)?;
+        check_group(op, &self.config.group, view.group())?;
         if !self.caught_up.swap(true, Ordering::Relaxed) {
             match self.catch_up(op, turn.lock()).await {
                 Ok(false) => {}
@@ -298,39 +302,34 @@ async fn read_stamp(place: Option<Place>) -> Option<Stamp> {
 }
 
 /// Refuses to change groups that lvm2 would not change, or in which something is missing.
-fn check_group(op: &'static str, view: &View) -> Result<()> {
-    let group = view.group();
+fn check_group(op: &'static str, name: &str, group: &Group) -> Result<()> {
     let wrong = |kind, reason: &str, help: String| {
         Err(Error::new(kind, op)
-            .with("group", &group.name)
+            .with("group", name)
             .reason(reason)
             .help(help))
     };
-    if group.exported {
+    if group.attributes.exported {
         return wrong(
             ErrorKind::PermissionDenied,
             "the group is exported",
-            format!("run vgimport {}", group.name),
+            format!("run vgimport {name}"),
         );
     }
-    if group.permissions == "read-only" {
+    if !group.attributes.writable {
         return wrong(
             ErrorKind::PermissionDenied,
             "the group is read-only",
             format!(
-                "its status in LVM's metadata lacks WRITE (vgcfgbackup {} shows it): find out why",
-                group.name
+                "its status in LVM's metadata lacks WRITE (vgcfgbackup {name} shows it): find out why"
             ),
         );
     }
-    if group.partial {
+    if group.attributes.partial {
         return wrong(
             ErrorKind::Unavailable,
             "a physical volume of the group is missing",
-            format!(
-                "bring it back (pvs shows which), or see man vgreduce about {}",
-                group.name
-            ),
+            format!("bring it back (pvs shows which), or see man vgreduce about {name}"),
         );
     }
     Ok(())

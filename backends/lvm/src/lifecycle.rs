@@ -16,6 +16,7 @@ use crate::locks::{Use, VolumeLocks};
 use crate::names::{self, Hidden};
 use crate::pool::Inner;
 use crate::raw::RawDisk;
+use crate::report::Lv;
 use crate::tags::{Record, Work};
 use crate::thick;
 use crate::users;
@@ -225,7 +226,7 @@ pub async fn make_room(op: &'static str, change: &mut Change, name: &VolumeName)
         remove_hidden(change, &[Hidden::Copy.name(id)]).await?;
         locks.forget(alone);
     }
-    if change.view().names.contains(name.as_str()) {
+    if change.view().report.find(name.as_str()).is_some() {
         let group = &change.client().config.group;
         let by = format!("a logical volume of group {group} that is no volume of this pool");
         return Err(taken(op, name, &by));
@@ -255,7 +256,7 @@ pub fn check_making(
 /// Removes those of the hidden logical volumes that are there.
 pub async fn remove_hidden(change: &mut Change, names: &[String]) -> Result<()> {
     for name in names {
-        if change.view().names.contains(name) {
+        if change.view().report.find(name).is_some() {
             change.remove(name).await?;
         }
     }
@@ -455,6 +456,12 @@ pub async fn adopt(inner: Arc<Inner>, what: String, name: VolumeName) -> Result<
         return Ok(volume);
     }
     let lv = candidate?;
+    if !change.is_writable(&lv.name).await? {
+        return Err(Error::new(ErrorKind::InvalidInput, OP)
+            .with("logical_volume", &what)
+            .reason("it is read-only")
+            .help("make it writable: lvchange -prw"));
+    }
     existing(OP, change.view(), &name, |_| false)?;
     if what != name.as_str() {
         make_room(OP, &mut change, &name).await?;
@@ -481,7 +488,7 @@ pub async fn adopt(inner: Arc<Inner>, what: String, name: VolumeName) -> Result<
 }
 
 /// The logical volume that is to be adopted, if it can be.
-fn adoptable(op: &'static str, view: &View, what: &str) -> Result<crate::report::Lv> {
+fn adoptable(op: &'static str, view: &View, what: &str) -> Result<Arc<Lv>> {
     let error = |kind, reason: &str, help: &str| {
         Err(Error::new(kind, op)
             .with("logical_volume", what)
@@ -489,14 +496,6 @@ fn adoptable(op: &'static str, view: &View, what: &str) -> Result<crate::report:
             .help(help))
     };
     if let Some(lv) = view.foreign.iter().find(|lv| lv.name == what) {
-        let wrong = !matches!(&*lv.permissions, "writeable" | "unknown");
-        if wrong {
-            return error(
-                ErrorKind::InvalidInput,
-                "it is read-only",
-                "make it writable: lvchange -prw",
-            );
-        }
         if view.has_foreign_origin(lv) {
             return error(
                 ErrorKind::InvalidInput,
@@ -506,7 +505,7 @@ fn adoptable(op: &'static str, view: &View, what: &str) -> Result<crate::report:
         }
         return Ok(lv.clone());
     }
-    if view.names.contains(what) {
+    if view.report.find(what).is_some() {
         return error(
             ErrorKind::InvalidInput,
             "that logical volume is a volume already, or of another kind than this pool's",

@@ -123,16 +123,12 @@ async fn try_open(
     };
     let held = Held::new(Some(locked), closer);
     // From here on it can't be reverted, shrunk or deleted, and whoever attaches it sees the lock.
-    let mut view = client.look(op).await?;
+    let view = client.look(op).await?;
     let same = |view: &View| view.by_id(id).filter(|e| e.name == seen.name).cloned();
     let Some(entry) = same(&view) else {
         return Ok(None);
     };
     check_allowed(op, &entry, options)?;
-    if writes && !entry.lv.is_writable() {
-        make_writable(inner, op, id).await?;
-        view = client.look(op).await?;
-    }
     let lv = entry.lv.name.clone();
     let mut path = client.activate(op, &lv).await;
     if path.as_ref().is_err_and(pending::may_be_behind) && !client.config.read_only {
@@ -147,7 +143,8 @@ async fn try_open(
         }
         path => path?,
     };
-    if writes {
+    if writes && is_read_only(inner, op, &lv)? {
+        make_writable(inner, op, id).await?;
         check_kernel_lets_write(inner, op, &lv).await?;
     }
     let how = How {
@@ -213,11 +210,16 @@ async fn make_writable(inner: &Inner, op: &'static str, id: VolumeId) -> Result<
     change.alter(&lv, &alter).await
 }
 
+/// Whether the kernel refuses writes to a device.
+fn is_read_only(inner: &Inner, op: &'static str, lv: &str) -> Result<bool> {
+    let info = inner.client.device(op, lv)?;
+    Ok(info.is_some_and(|info| info.read_only))
+}
+
 /// The device of a volume that was made writable may still be read-only, if lvm2 was interrupted.
 pub async fn check_kernel_lets_write(inner: &Inner, op: &'static str, lv: &str) -> Result<()> {
     let client = &inner.client;
-    let refused = |lv: &str| Ok(client.device(op, lv)?.is_some_and(|info| info.read_only));
-    if !refused(lv)? {
+    if !is_read_only(inner, op, lv)? {
         return Ok(());
     }
     let path = format!("{}/{lv}", client.config.group);
@@ -225,7 +227,7 @@ pub async fn check_kernel_lets_write(inner: &Inner, op: &'static str, lv: &str) 
         .commands
         .lvm(op, &["lvchange", "--refresh", &path])
         .await?;
-    if !refused(lv)? {
+    if !is_read_only(inner, op, lv)? {
         return Ok(());
     }
     Err(Error::new(ErrorKind::PermissionDenied, op)
@@ -458,7 +460,7 @@ fn is_shared(inner: &Inner, of: &Of) -> Result<bool> {
 /// The logical volume whose device need not be there, for all that the metadata tells.
 fn idle(view: &View, of: &Of) -> Option<String> {
     match of {
-        Of::Hidden(lv) => view.names.get(lv).cloned(),
+        Of::Hidden(lv) => view.report.find(lv).map(|lv| lv.name.clone()),
         Of::Volume(id) => {
             let half_made = view.half_made.values().find(|e| e.record.id == *id);
             let entry = view.by_id(*id).or(half_made)?;

@@ -119,7 +119,7 @@ impl GroupClient {
         &self,
         op: &'static str,
         pool: &str,
-        lvs: &[Lv],
+        lvs: &[Arc<Lv>],
         (id, kernel): (u32, u64),
     ) -> Result<()> {
         let lock = self.run_file(op, &format!("{pool}.metadata.lock"))?;

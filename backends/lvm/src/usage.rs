@@ -23,11 +23,11 @@ impl Inner {
     pub async fn usage_of(&self, op: &'static str, view: &View) -> Result<Usage> {
         let provisioned = view.provisioned();
         let Some(pool) = &view.pool else {
-            let group = view.group();
+            let (total, free) = view.group().space.unwrap_or_default();
             return Ok(Usage {
-                total: group.size,
-                used: ByteSize::new(group.size.bytes().saturating_sub(group.free.bytes())),
-                free: group.free,
+                total,
+                used: ByteSize::new(total.bytes().saturating_sub(free.bytes())),
+                free,
                 provisioned,
                 ..Usage::default()
             });
@@ -178,9 +178,7 @@ async fn extend(
         wanted.push(("-L", more(pool.size.bytes())));
     }
     if full(state.metadata) {
-        let size = pool
-            .metadata_size
-            .unwrap_or(state.metadata.total * METADATA_BLOCK);
+        let size = state.metadata.total * METADATA_BLOCK;
         wanted.push(("--poolmetadatasize", more(size)));
     }
     for (what, bytes) in wanted {

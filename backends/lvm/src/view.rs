@@ -1,6 +1,7 @@
 //! Which logical volumes are volumes. Pure: from a report to what the pool holds.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use volmux_core::{ByteSize, Error, ErrorKind, Provisioning, Result, Volume, VolumeId, VolumeName};
 
@@ -16,19 +17,17 @@ pub struct View {
     /// What was reported.
     pub report: Report,
     /// The thin pool.
-    pub pool: Option<Lv>,
+    pub pool: Option<Arc<Lv>>,
     /// The volumes.
     pub volumes: BTreeMap<VolumeName, Entry>,
     /// What is half made, or was when its maker died; each has a volume's name.
     pub half_made: BTreeMap<VolumeName, Entry>,
     /// Hidden logical volumes that no volume needs (any more).
-    pub leftovers: Vec<Lv>,
+    pub leftovers: Vec<Arc<Lv>>,
     /// Logical volumes in the pool's place that are not ours.
-    pub foreign: Vec<Lv>,
+    pub foreign: Vec<Arc<Lv>>,
     /// Logical volumes whose tags can't be understood, and why.
-    pub damaged: Vec<(Lv, String)>,
-    /// The names of all logical volumes of the group, also of those that are none of ours.
-    pub names: HashSet<String>,
+    pub damaged: Vec<(Arc<Lv>, String)>,
 }
 
 /// A volume, or something that is to become one.
@@ -37,7 +36,7 @@ pub struct Entry {
     /// The volume's name. Its logical volume has another one while a revert is not finished.
     pub name: VolumeName,
     /// Its logical volume.
-    pub lv: Lv,
+    pub lv: Arc<Lv>,
     /// What the tags say.
     pub record: Record,
 }
@@ -50,7 +49,6 @@ impl View {
     pub fn new(op: &'static str, config: &LvmConfig, report: Report) -> Result<View> {
         let mut view = View {
             pool: thin_pool(op, config, &report)?,
-            names: report.lvs.iter().map(|lv| lv.name.clone()).collect(),
             volumes: BTreeMap::new(),
             half_made: BTreeMap::new(),
             leftovers: Vec::new(),
@@ -59,7 +57,7 @@ impl View {
             report,
         };
         let pool = config.pool.as_deref();
-        let inside: Vec<Lv> = view
+        let inside: Vec<Arc<Lv>> = view
             .report
             .lvs
             .iter()
@@ -79,7 +77,7 @@ impl View {
         Ok(view)
     }
 
-    fn place_all(&mut self, ours: Vec<(Lv, Record)>) {
+    fn place_all(&mut self, ours: Vec<(Arc<Lv>, Record)>) {
         let named = ours.iter().filter(|(lv, _)| own_name(lv).is_some());
         let named: HashSet<VolumeId> = named.map(|(_, record)| record.id).collect();
         let mut nameless = Vec::new();
@@ -88,7 +86,7 @@ impl View {
                 // What a volume is reverted to waits until the old content has given the name up:
                 // not just until that volume was renamed.
                 (Some(Work::Naming(name)), own)
-                    if !self.names.contains(name.as_str())
+                    if self.report.find(name.as_str()).is_none()
                         && (own.is_some() || !named.contains(&record.id)) =>
                 {
                     Some(name.clone())
@@ -113,7 +111,7 @@ impl View {
         }
     }
 
-    fn place(&mut self, name: VolumeName, lv: Lv, record: Record) {
+    fn place(&mut self, name: VolumeName, lv: Arc<Lv>, record: Record) {
         let making = record.work == Some(Work::Making);
         let place = if making {
             &mut self.half_made
@@ -177,7 +175,7 @@ impl View {
     /// # Errors
     /// `Busy` if there are such.
     pub fn check_alone(&self, op: &'static str, lv: &str) -> Result<()> {
-        let removed = self.report.lvs.iter().find(|known| known.name == lv);
+        let removed = self.report.find(lv);
         let thin = |known: &Lv| removed.is_some_and(|lv| is_thin_beside(known, lv));
         let lost = self.report.lvs.iter().filter(|known| known.origin == lv);
         let lost: Vec<&str> = lost
@@ -203,7 +201,7 @@ impl View {
             if at.origin.is_empty() {
                 return false;
             }
-            let origin = self.report.lvs.iter().find(|known| known.name == at.origin);
+            let origin = self.report.find(&at.origin);
             match origin.filter(|origin| is_thin_beside(origin, lv)) {
                 Some(origin) => at = origin,
                 None => return true,
@@ -304,12 +302,12 @@ fn is_inside(lv: &Lv, pool: Option<&str>) -> bool {
     }
 }
 
-fn thin_pool(op: &'static str, config: &LvmConfig, report: &Report) -> Result<Option<Lv>> {
+fn thin_pool(op: &'static str, config: &LvmConfig, report: &Report) -> Result<Option<Arc<Lv>>> {
     let Some(name) = &config.pool else {
         return Ok(None);
     };
     let shown = format!("{}/{name}", config.group);
-    let Some(pool) = report.lvs.iter().find(|lv| lv.name == *name) else {
+    let Some(pool) = report.find(name) else {
         return Err(Error::new(ErrorKind::NotFound, op)
             .with("thin_pool", &shown)
             .reason("the group has no such thin pool")

@@ -74,13 +74,13 @@ fn change() -> Result<()> {
     println!("info -- in groups of {BESIDE} volumes, with the pool open");
     let turn = |operation, name: &str| ours.pool.run(&runtime, operation, name);
     take_turns(1, &rival, turn)?; // whoever does it first finds nothing in the caches
-    let open = take_turns(15, &rival, turn)?;
+    let open = take_turns(40, &rival, turn)?;
     for times in &open {
         times.print();
         ratio(&times.goal(), &times.ours, &times.rival);
     }
     println!("info -- the same, with the pool opened anew for each, as the command line does");
-    let anew = take_turns(5, &rival, |operation, name| {
+    let anew = take_turns(10, &rival, |operation, name| {
         let pool = Opened::new(&runtime, &ours.group)?;
         pool.run(&runtime, operation, name)?;
         Ok(pool.0.processes_started())
@@ -285,7 +285,7 @@ fn list() -> Result<()> {
     let mut again = Samples::new("volmux: list_volumes again");
     let mut lvs = Samples::new("lvs --reportformat json");
     let mut processes = [0; 2];
-    for turn in 0..8 {
+    for turn in 0..24 {
         let mut ours = || -> Result<()> {
             let (pool, found) = first.time(|| -> Result<_> {
                 let pool = Opened::new(&runtime, &group)?;

@@ -17,24 +17,26 @@ fn recorded() -> Report {
 #[test]
 fn a_recorded_report_is_read() {
     let report = recorded();
-    assert_eq!(report.group.name, "vg");
     assert_eq!((report.group.seqno, report.group.extent_size), (9, 65536));
-    assert_eq!(report.group.free.bytes(), 195_035_136);
-    assert!(!report.group.partial && report.group.lock_type.is_empty());
+    let space = [267_386_880, 195_035_136].map(ByteSize::new);
+    assert_eq!(report.group.space, Some(space.into()));
+    let ordinary = Attributes {
+        writable: true,
+        exported: false,
+        partial: false,
+        shared: false,
+    };
+    assert_eq!(report.group.attributes, ordinary);
     let names: Vec<&str> = report.lvs.iter().map(|lv| lv.name.as_str()).collect();
     assert_eq!(names, [".volmux-s1", "a", "pool", "thick"]);
     let [snapshot, volume, pool, thick] = &report.lvs[..] else {
         panic!("four");
     };
     assert_eq!((snapshot.thin_id, &*snapshot.origin), (Some(2), "a"));
-    assert_eq!(snapshot.permissions, "read-only");
     assert_eq!(volume.tags, ["volmux.id=1234", "x:y/z&#=!"]);
-    assert!(volume.skip_activation && volume.is_writable());
+    assert!(volume.skip_activation);
     assert_eq!(pool.segtype, "thin-pool");
-    assert_eq!(
-        (pool.chunk_size, pool.metadata_size),
-        (Some(65536), Some(2 << 20))
-    );
+    assert_eq!(pool.chunk_size, Some(65536));
     assert!(pool.zero && !pool.skip_activation);
     assert_eq!(pool.transaction_id, Some(2));
     assert_eq!(Vec::from_iter(&report.devices), [Path::new("/dev/vda")]);
@@ -60,13 +62,18 @@ fn no_volumes_are_none() {
 
 #[test]
 fn a_group_is_read() {
-    let json = br#"{"report": [{"vg": [{"vg_name":"vg", "vg_uuid":"x", "vg_seqno":"1",
-        "vg_extent_size":"4194304", "vg_size":"264241152", "vg_free":"264241152",
-        "vg_lock_type":"sanlock", "vg_partial":"0", "vg_exported":"0",
-        "vg_permissions":"writeable", "pv_name":"/dev/sda"}]}]}"#;
+    let json = br#"{"report": [{"vg": [{"vg_uuid":"x", "vg_seqno":"1",
+        "vg_extent_size":"4194304", "vg_attr":"rzxpns", "pv_name":"/dev/sda"}]}]}"#;
     let report = vgs(json).expect("right").expect("one");
     let group = report.group;
-    assert_eq!((group.seqno, &*group.lock_type), (1, "sanlock"));
+    assert_eq!((group.seqno, group.space), (1, None));
+    let special = Attributes {
+        writable: false,
+        exported: true,
+        partial: true,
+        shared: true,
+    };
+    assert_eq!(group.attributes, special);
     assert_eq!(report.devices, [PathBuf::from("/dev/sda")].into());
 }
 
@@ -78,6 +85,7 @@ fn what_is_missing_or_wrong_is_told() {
         ("\"vg_seqno\":\"9\", ", ""),
         ("\"zero\":\"1\"", "\"zero\":\"maybe\""),
         ("\"thin_id\":\"2\"", "\"thin_id\":\"-2\""),
+        ("\"vg_attr\":\"wz--n-\"", "\"vg_attr\":\"wz--n\""),
     ] {
         let changed = text.replacen(from, to, 1);
         assert_ne!(changed, text, "{from}");

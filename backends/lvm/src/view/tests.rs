@@ -10,7 +10,7 @@ fn report() -> Report {
     let mut report = crate::report::lvs(json).expect("right").expect("some");
     report.lvs.retain(|lv| !names::is_hidden(&lv.name));
     for lv in &mut report.lvs {
-        lv.tags.clear();
+        Arc::make_mut(lv).tags.clear();
     }
     report
 }
@@ -21,7 +21,7 @@ fn view_of(report: Report) -> Result<View> {
 
 /// The recorded thin volume, with another name and other tags.
 fn thin(report: &Report, name: &str, tags: &[&str]) -> Lv {
-    let mut lv = report.lvs[0].clone();
+    let mut lv = Lv::clone(&report.lvs[0]);
     name.clone_into(&mut lv.name);
     lv.tags = tags.iter().map(ToString::to_string).collect();
     lv
@@ -32,8 +32,8 @@ fn view(lvs: &[(&str, &[&str])]) -> View {
     let mut report = report();
     let made = lvs
         .iter()
-        .map(|(name, tags)| thin(&report, name, tags))
-        .collect::<Vec<_>>();
+        .map(|(name, tags)| thin(&report, name, tags).into())
+        .collect::<Vec<Arc<_>>>();
     report.lvs.retain(|lv| lv.name != "a");
     report.lvs.extend(made);
     view_of(report).expect("right")
@@ -61,7 +61,7 @@ fn tagged_volumes_of_the_pool_are_volumes() {
         .get("test", &name("thick"))
         .expect_err("it is not in the pool");
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(found.names.contains("thick"));
+    assert!(found.report.find("thick").is_some());
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn wrong_pools_are_refused() {
     let wrong = View::new("test", &pool("thick"), report()).expect_err("no pool");
     assert_eq!(wrong.kind(), ErrorKind::InvalidConfig);
     let mut dirty = report();
-    dirty.lvs.iter_mut().for_each(|lv| lv.zero = false);
+    dirty.alter("pool", |pool| pool.zero = false);
     let refused = view_of(dirty.clone()).expect_err("it does not zero");
     assert_eq!(refused.kind(), ErrorKind::InvalidConfig);
     let mut config = pool("pool");
@@ -146,12 +146,7 @@ fn wrong_pools_are_refused() {
 #[test]
 fn a_group_without_a_pool_holds_thick_volumes() {
     let mut report = report();
-    let thick = report
-        .lvs
-        .iter_mut()
-        .find(|lv| lv.name == "thick")
-        .expect("it is there");
-    thick.tags = vec![A.to_owned()];
+    report.alter("thick", |thick| thick.tags = vec![A.to_owned()]);
     let found = View::new("test", &LvmConfig::thick("vg"), report).expect("right");
     assert_eq!(names(&found), ["thick"]);
     let volume = found.volumes[&name("thick")].volume();
@@ -174,7 +169,7 @@ fn what_lvremove_would_take_along_is_seen() {
     };
     "external".clone_into(&mut clone.origin);
     clone.pool.clone_from(&external.pool);
-    report.lvs.push(made_of(thin_snapshot, "a"));
+    report.lvs.push(made_of(thin_snapshot, "a").into());
     let found = view_of(report.clone()).expect("right");
     found
         .check_alone("test", "a")
@@ -183,7 +178,9 @@ fn what_lvremove_would_take_along_is_seen() {
 
     for dependent in [made_of(old, "a"), made_of(external, "a")] {
         let mut report = report.clone();
-        report.lvs.extend([dependent.clone(), clone.clone()]);
+        report
+            .lvs
+            .extend([dependent.clone(), clone.clone()].map(Arc::new));
         let found = view_of(report).expect("right");
         let error = found
             .check_alone("test", "a")
