@@ -75,17 +75,23 @@ fn a_volume_has_a_thousand_snapshots() {
             assert!(found.expect("read") == pattern(number / 100 * 100, 4096));
         }
         let begun = Instant::now();
-        for number in 0..SNAPSHOTS {
+        // From all over the chain. The others go with the group: each takes lvm2 as long as it took
+        // to make.
+        for number in (0..SNAPSHOTS).step_by(10) {
             pool.delete_volume(&name(number)).await.expect("delete");
         }
         let deleted = begun.elapsed();
         println!(
-            "{SNAPSHOTS} snapshots: made in {} s, listed in {} ms, deleted in {} s",
+            "{SNAPSHOTS} snapshots: made in {} s, listed in {} ms, a tenth deleted in {} s",
             made.as_secs(),
             time_listed.as_millis(),
             deleted.as_secs()
         );
-        assert_eq!(pool.volumes().await.expect("list").len(), 1);
+        let left = pool.volumes().await.expect("list").len() as u64;
+        assert_eq!(left, SNAPSHOTS / 10 * 9 + 1);
+        let last = pool.open_volume(&name(999), OpenOptions::read_only()).await;
+        let found = last.expect("open").read_at(0, 4096).await;
+        assert!(found.expect("read") == pattern(900, 4096));
         let report = pool.audit(AuditOptions { repair: false }).await;
         assert_eq!(report.expect("audit").findings, []);
     });

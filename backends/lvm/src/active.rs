@@ -68,23 +68,28 @@ impl GroupClient {
     /// # Errors
     /// What else lvm2 complains of.
     pub async fn deactivate(&self, op: &'static str, lv: &str) -> Result<bool> {
+        let path = format!("{}/{lv}", self.config.group);
         let end = Instant::now() + CLOSE_TIME;
         loop {
             match self.device(op, lv)? {
                 None => return Ok(true),
-                Some(info) if info.open_count == 0 => break,
+                Some(info) if info.open_count == 0 => {
+                    match self.commands.lvm(op, &["lvchange", "-an", &path]).await {
+                        Ok(_) => return Ok(true),
+                        // Opened again, by udev most likely.
+                        Err(error) if error.kind() == ErrorKind::Busy => {}
+                        // Renamed or removed meanwhile.
+                        Err(_) if self.device(op, lv)?.is_none() => return Ok(true),
+                        Err(error) => return Err(error),
+                    }
+                }
                 // lvm2 itself would wait for some seconds (retry_deactivation in lvm.conf).
-                Some(_) if Instant::now() > end => return Ok(false),
-                Some(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Some(_) => {}
             }
-        }
-        let path = format!("{}/{lv}", self.config.group);
-        match self.commands.lvm(op, &["lvchange", "-an", &path]).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::Busy => Ok(false),
-            // Renamed or removed meanwhile.
-            Err(_) if self.device(op, lv)?.is_none() => Ok(true),
-            Err(error) => Err(error),
+            if Instant::now() > end {
+                return Ok(false);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
