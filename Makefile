@@ -168,13 +168,18 @@ lab: ## the lab: a virtual machine with what this machine's kernel may lack (tes
 check-lab: lab ## the tests that need the lab
 	$(call title,tests in the lab)
 	@cargo test --locked $(addprefix -p ,$(IN_LAB)) 2>&1 | tee $(LAB_LOG)
-	$(call title,tests of LVM pools in the lab)
-	@tests/lab/check-lvm $(LAB_LOG)
+	$(call title,tests of LVM and NFS pools in the lab)
+	@tests/lab/check $(LAB_LOG)
 
 .PHONY: check-lvm
 check-lvm: setup lab ## all tests of LVM pools, also those that check leaves out (in the lab, an hour)
 	$(call title,all tests of LVM pools)
-	@tests/lab/check-lvm $(CARGO_TARGET_DIR)/lvm.log all
+	@tests/lab/check $(CARGO_TARGET_DIR)/lvm.log lvm
+
+.PHONY: check-nfs
+check-nfs: setup lab ## all tests of NFS pools, also those that check leaves out (in the lab, half an hour)
+	$(call title,all tests of NFS pools)
+	@tests/lab/check $(CARGO_TARGET_DIR)/nfs.log nfs
 
 .PHONY: test-all
 test-all: $(SERVERS) ## all other tests, documentation examples included
@@ -207,6 +212,13 @@ bench-lvm: export CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_R
 bench-lvm: setup lab ## LVM pools against lvm2's own commands (in the lab, root, 10 minutes)
 	$(call title,bench-lvm)
 	@cargo bench --locked -p volmux-bench --bench lvm
+
+.PHONY: bench-nfs
+bench-nfs: export CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER = \
+    $(AS_ROOT) $(CURDIR)/tests/lab/run --time 1500 --memory 8000 --
+bench-nfs: setup lab ## NFS pools against cp on the same mount (in the lab, root, 10 minutes)
+	$(call title,bench-nfs)
+	@cargo bench --locked -p volmux-bench --bench nfs
 
 # What only this benchmark needs.
 RIVALS := s3backer fuse3

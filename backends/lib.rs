@@ -14,6 +14,7 @@ pub fn registry() -> Registry {
         .with(memory::MemoryBackend)
         .with(lvm::LvmBackend)
         .with(nfs::DirBackend)
+        .with(nfs::NfsBackend)
         .with(object::ObjectBackend)
 }
 

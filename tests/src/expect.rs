@@ -140,6 +140,36 @@ impl Expect {
         ..Expect::DIR_REFLINK
     };
 
+    /// A pool on an NFS 4.2 server whose file system can share blocks between files.
+    pub const NFS_CLONE: Expect = Expect {
+        capabilities: Capabilities {
+            // What files share is not told.
+            changed_extents: Support::Emulated,
+            ..all_native()
+        },
+        // Zeros that keep their blocks.
+        fast_zeroes: false,
+        large_size: 1 << 60,
+        ..Expect::DIR_REFLINK
+    };
+
+    /// A pool on an NFS 4.2 server whose file system has to copy.
+    pub const NFS_COPY: Expect = Expect {
+        capabilities: Expect::DIR_COPY.capabilities,
+        large_size: 15 << 40,
+        ..Expect::NFS_CLONE
+    };
+
+    /// A pool on an NFS server of an older version: no holes, and nothing can be reserved.
+    pub const NFS_OLD: Expect = Expect {
+        capabilities: Capabilities {
+            thick: Support::None,
+            discard: Support::Emulated,
+            ..Expect::DIR_COPY.capabilities
+        },
+        ..Expect::NFS_COPY
+    };
+
     /// An LVM thin pool with chunks of 64 KiB in a group with extents of as much.
     pub const LVM_THIN: Expect = Expect {
         capabilities: Capabilities {

@@ -5,7 +5,7 @@ use std::fs::File;
 use rustix::fs::OFlags;
 use volmux_core::{
     Access, AttachOptions, AttachTarget, Attachment, Error, ErrorKind, Holder, Result, Sharing,
-    VolumeName,
+    VolumeId, VolumeName,
 };
 
 use crate::inuse;
@@ -56,6 +56,10 @@ impl Inner {
             pool.publish_over(name, &record, None, &moves)
                 .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;
         }
+        if let Some(mount) = &self.mount {
+            let kept = mount.keep(record.id, holder.as_str());
+            kept.map_err(|e| file_error(OP, &mount.path, e))?;
+        }
         let path = self.layout.full("data").join(data_file(record.data));
         Ok(Attachment {
             volume: name.clone(),
@@ -78,6 +82,7 @@ impl Inner {
             return Ok(());
         };
         let Some(at) = record.attachments.iter().position(|a| a.holder == *holder) else {
+            self.release(record.id, holder);
             return Ok(());
         };
         let removed = record.attachments.remove(at);
@@ -88,7 +93,16 @@ impl Inner {
                 .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
         }
         pool.publish_over(name, &record, None, &moves)
-            .map_err(|e| file_error(OP, self.layout.full("volumes"), e))
+            .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;
+        self.release(record.id, holder);
+        Ok(())
+    }
+
+    /// Lets the mount go that was kept for an attachment.
+    fn release(&self, id: VolumeId, holder: &Holder) {
+        if let Some(mount) = &self.mount {
+            mount.release(id, holder.as_str());
+        }
     }
 
     /// `Busy` if the file has a writer and no attachment is left to account for it.

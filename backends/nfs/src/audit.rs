@@ -12,9 +12,10 @@ use volmux_core::{
     AuditOptions, AuditReport, ByteSize, Error, Finding, FindingKind, Result, VolumeId, VolumeName,
 };
 
+use crate::abilities::is_trial;
 use crate::inuse;
 use crate::layout::{OWN_NAMES, PoolDirs, file_error, lock_leftover, open_beneath};
-use crate::list::{record_dir, volume_of};
+use crate::list::volume_of;
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
 
@@ -47,7 +48,7 @@ impl Inner {
             self.check_writable(OP)?;
         }
         let mut report = AuditReport::default();
-        self.foreign_in_root(&mut report)?;
+        self.foreign_in_root(options.repair, &mut report)?;
         let Some(pool) = self.layout.pool(OP)? else {
             return Ok(report);
         };
@@ -67,16 +68,35 @@ impl Inner {
         Ok(report)
     }
 
-    fn foreign_in_root(&self, report: &mut AuditReport) -> Result<()> {
+    fn foreign_in_root(&self, repair: bool, report: &mut AuditReport) -> Result<()> {
         let failed = |errno| file_error(OP, self.layout.path(), errno);
         for entry in Dir::read_from(self.layout.root()).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy();
-            if ![".", "..", "lost+found"].contains(&&*name) && !OWN_NAMES.contains(&&*name) {
+            if is_trial(&name) {
+                report.findings.push(self.trial_in_root(&name, repair)?);
+            } else if ![".", "..", "lost+found"].contains(&&*name) && !OWN_NAMES.contains(&&*name) {
                 report.findings.push(foreign(name.into_owned()));
             }
         }
         Ok(())
+    }
+
+    /// A file on which was tried what a directory can do that is no pool yet.
+    fn trial_in_root(&self, name: &str, repair: bool) -> Result<Finding> {
+        if repair {
+            match rustix::fs::unlinkat(self.layout.root(), name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(file_error(OP, self.layout.full(name), errno)),
+            }
+        }
+        Ok(Finding {
+            kind: FindingKind::Leftover,
+            object: name.to_owned(),
+            detail: "left by work that was cut short".into(),
+            bytes: None,
+            repaired: repair,
+        })
     }
 
     /// The files in `data/` and `tmp/`.
@@ -90,13 +110,19 @@ impl Inner {
             for entry in listed {
                 let entry = entry.map_err(failed)?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name == "." || name == ".." {
+                // What an NFS client has removed and somebody still has open is called .nfs….
+                if name == "." || name == ".." || name.starts_with(".nfs") {
                     continue;
                 }
-                match name
-                    .strip_suffix(suffix)
-                    .and_then(|id| id.parse::<VolumeId>().ok())
-                {
+                let id = name.strip_suffix(suffix);
+                match id.and_then(|id| id.parse::<VolumeId>().ok()) {
+                    None if dir_name == "tmp" && is_trial(&name) => {
+                        candidates.push(Candidate {
+                            dir: dir_name,
+                            name,
+                            data: None,
+                        });
+                    }
                     Some(id) => {
                         let data = (dir_name == "data").then_some(id);
                         candidates.push(Candidate {
@@ -113,14 +139,14 @@ impl Inner {
     }
 
     fn references(&self, pool: &PoolDirs) -> Result<References> {
-        let failed = |errno| file_error(OP, self.layout.full("volumes"), errno);
+        let failed = |error| file_error(OP, self.layout.full("volumes"), error);
         let mut references = References::default();
-        for entry in record_dir(pool).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        for entry in pool.record_dir().map_err(failed)? {
+            let entry = entry.map_err(|errno| failed(errno.into()))?;
             let file = entry.file_name();
             let Some(name) = volume_of(file) else {
                 let file = file.to_string_lossy();
-                if file != "." && file != ".." {
+                if file != "." && file != ".." && !file.starts_with(".nfs") {
                     references.foreign.push(format!("volumes/{file}"));
                 }
                 continue;
@@ -340,10 +366,14 @@ fn lock_candidate(dir: &OwnedFd, name: &str) -> io::Result<Option<(File, u64)>> 
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
-        Err(Errno::NOENT) => return Ok(None),
+        // Also where an NFS client only thought that it was there.
+        Err(Errno::NOENT | Errno::STALE) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    let metadata = file.metadata()?;
+    let metadata = match file.metadata() {
+        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => return Ok(None),
+        metadata => metadata?,
+    };
     if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }

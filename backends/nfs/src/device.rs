@@ -138,9 +138,10 @@ pub struct Open {
 
 /// An open volume of a directory pool.
 pub struct FileDevice {
-    pool: Arc<Inner>,
     open: Arc<Open>,
     abandoned: Abandoned,
+    /// After the file: the last who has it may unmount it.
+    pool: Arc<Inner>,
 }
 
 impl FileDevice {
@@ -384,7 +385,7 @@ impl BlockDevice for FileDevice {
             file.into(),
             range,
             self.size(),
-            self.pool.reflink,
+            self.pool.abilities,
             self.open.name.clone(),
         ))
     }
@@ -468,7 +469,7 @@ mod tests {
     #[tokio::test]
     async fn a_copy_holds_back_writes_that_would_not_have_to_wait() {
         let dir = tempfile::tempdir().expect("a directory");
-        let pool = DirPool::opened(DirConfig::new(dir.path())).await;
+        let pool = DirPool::opened(DirConfig::new(dir.path()), None).await;
         let pool = pool.expect("open");
         let name = VolumeName::new("a").expect("a good name");
         let options = CreateOptions::thin(ByteSize::kib(64));

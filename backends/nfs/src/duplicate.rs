@@ -69,7 +69,7 @@ impl Inner {
             _ => Provisioning::Thin,
         };
         let size = from.virtual_size;
-        let shares = self.reflink && kind != OriginKind::Copy;
+        let shares = self.abilities.clone && kind != OriginKind::Copy;
         let reserved = self.bytes_to_move(op, &file, shares, provisioning, size)?;
         // Dropped here: held through a long copy it would stop everybody else's work.
         drop(self.admit(
@@ -92,8 +92,9 @@ impl Inner {
             parent_id: from.id,
             parent_name: source.clone(),
         });
+        let new = pool.lock_new(name, op)?;
         let _admission = self.admit_growth(op, pool, size)?;
-        self.publish(op, pool, name, &record, data, same)
+        self.publish(op, pool, &new, &record, data, same)
     }
 
     /// What new data will occupy at once.
@@ -137,7 +138,7 @@ impl Inner {
             sys::clone_file(file, data.file()).map_err(|e| self.reflink_error(op, e))?;
         } else if quiet.writer.is_some() || inuse::lock_against_writers(file).map_err(failed)? {
             self.copy_data(op, file, data.file(), size, stop)?;
-        } else if self.reflink {
+        } else if self.abilities.clone {
             // Somebody writes: a moment's image first, and the copy from that.
             let moment = pool.stage_data().map_err(failed)?;
             sys::clone_file(file, moment.file()).map_err(|e| self.reflink_error(op, e))?;
@@ -185,17 +186,23 @@ impl Inner {
         let ranges = data_ranges(from, size.bytes()).map_err(failed)?;
         let total = ranges.iter().map(|r| r.length).sum();
         let mut buffer = vec![0; CHUNK as usize];
+        // A server that clones would share the blocks, and a copy has its own.
+        let mut on_server = self.abilities.remote && !self.abilities.clone;
         let (mut done, mut behind) = (0, ByteRange::new(0, 0));
         stop.report(0, total);
         for range in ranges {
             let mut at = range.offset;
             while at < range.end() {
                 stop.check(op)?;
-                let part = &mut buffer[..(range.end() - at).min(CHUNK) as usize];
-                from.read_exact_at(part, at).map_err(failed)?;
-                to.write_all_at(part, at).map_err(failed)?;
-                at += part.len() as u64;
-                done += part.len() as u64;
+                let piece = ByteRange::new(at, (range.end() - at).min(CHUNK));
+                on_server = on_server && sys::copy_on_server(from, to, piece).map_err(failed)?;
+                if !on_server {
+                    let part = &mut buffer[..piece.length as usize];
+                    from.read_exact_at(part, at).map_err(failed)?;
+                    to.write_all_at(part, at).map_err(failed)?;
+                }
+                at += piece.length;
+                done += piece.length;
                 behind = ByteRange::from_to(behind.offset, at);
                 if behind.length >= WRITEBACK {
                     sys::start_writeback(to, behind);
@@ -226,14 +233,15 @@ impl Inner {
         drop(self.open_alone(OP, pool, &record)?);
         let size = from.virtual_size;
         let growth = size.bytes().saturating_sub(record.virtual_size.bytes());
-        let reserved = self.bytes_to_move(OP, &file, self.reflink, record.provisioning, size)?;
+        let reserved =
+            self.bytes_to_move(OP, &file, self.abilities.clone, record.provisioning, size)?;
         let request = SpaceRequest {
             provisioned: ByteSize::new(growth),
             reserved,
         };
         drop(self.admit(OP, pool, request)?);
         let quiet = Quiet::default();
-        let data = self.stage_like(OP, pool, &file, size, self.reflink, &quiet, stop)?;
+        let data = self.stage_like(OP, pool, &file, size, self.abilities.clone, &quiet, stop)?;
         if record.provisioning == Provisioning::Thick {
             sys::reserve(data.file(), ByteRange::new(0, size.bytes()))
                 .map_err(|e| self.data_error(OP, e))?;

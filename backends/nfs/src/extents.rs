@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use tokio::sync::mpsc;
 use volmux_core::{ByteRange, Error, ExtentStream, Grade, Result, VolumeName};
 
+use crate::abilities::Abilities;
 use crate::queue::received;
 use crate::sys::{self, FileExtent, Locked};
 
@@ -88,12 +89,12 @@ pub fn allocated(
     file: Locked,
     range: ByteRange,
     size: u64,
-    reflink: bool,
+    abilities: Abilities,
     name: VolumeName,
 ) -> ExtentStream {
     // XFS keeps unwritten blocks in reserve beside those that it copied on write, and where such were
-    // read, counts the cached zeros as data.
-    let grade = if reflink {
+    // read, counts the cached zeros as data. What lies below an NFS server is not known.
+    let grade = if abilities.clone || abilities.remote {
         Grade::Superset
     } else {
         Grade::Exact

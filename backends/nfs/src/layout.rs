@@ -19,10 +19,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
 
+use crate::abilities::is_trial;
 use crate::record::{self, FORMAT_VERSION, MAX_RECORD_BYTES, PoolRecord, Record, VolumeRecord};
 use crate::sys::{self, Lock, Locked};
 
@@ -60,6 +61,8 @@ pub struct PoolDirs {
     /// `tmp/`.
     pub tmp: OwnedFd,
     root: OwnedFd,
+    /// Whether it is on an NFS server, where other hosts change it too.
+    remote: bool,
 }
 
 /// Opens `path` below `dir`; no symbolic link is followed, and nothing outside is reached.
@@ -96,6 +99,17 @@ pub fn file_error(op: &'static str, path: impl AsRef<Path>, error: impl Into<io:
             .with("path", path)
             .reason("the file system is read-only")
             .help("mount it read-write (if it turned read-only by itself, see the kernel's log)"),
+        Some(libc::EACCES | libc::EPERM) => Error::from_io(op, error)
+            .with("path", path)
+            .reason("this user may not do that there")
+            .help("see who owns it (ls -l); an NFS server takes root for nobody unless the export says no_root_squash: give the directory to that user (chown nobody)"),
+        Some(libc::ESTALE) => Error::new(ErrorKind::Unavailable, op)
+            .with("path", path)
+            .reason("the server no longer knows this file (stale handle)")
+            .help(
+                "see whether the export was moved, replaced or restored; then open the pool again",
+            )
+            .with_source(error),
         Some(libc::ENOSPC | libc::EDQUOT) => Error::from_io(op, error)
             .with("path", path)
             .reason("the file system is full")
@@ -204,15 +218,15 @@ impl Layout {
             })
         };
         let [volumes, data, tmp] = [dir(DIRS[0])?, dir(DIRS[1])?, dir(DIRS[2])?];
-        let root = self
-            .root
-            .try_clone()
-            .map_err(|error| file_error(op, &self.path, error))?;
+        let failed = |error| file_error(op, &self.path, error);
+        let root = self.root.try_clone().map_err(failed)?;
+        let remote = sys::is_remote(&root).map_err(failed)?;
         Ok(Some(self.pool.get_or_init(|| PoolDirs {
             volumes,
             data,
             tmp,
             root,
+            remote,
         })))
     }
 
@@ -246,13 +260,14 @@ impl Layout {
     }
 
     fn check_empty(&self, op: &'static str) -> Result<()> {
-        let dir = rustix::fs::Dir::read_from(&self.root)
-            .map_err(|errno| file_error(op, &self.path, errno))?;
+        let dir = Dir::read_from(&self.root).map_err(|errno| file_error(op, &self.path, errno))?;
         for entry in dir {
             let entry = entry.map_err(|errno| file_error(op, &self.path, errno))?;
             let name = entry.file_name().to_string_lossy();
             // lost+found is in every new ext4; our own names may be left of an init cut short.
-            let known = [".", "..", "lost+found"].contains(&&*name) || OWN_NAMES.contains(&&*name);
+            let known = [".", "..", "lost+found"].contains(&&*name)
+                || OWN_NAMES.contains(&&*name)
+                || is_trial(&name);
             if !known {
                 return Err(Error::new(ErrorKind::InvalidConfig, op)
                     .with("pool", self.path.display())
@@ -344,7 +359,23 @@ impl PoolDirs {
         &self,
         name: &VolumeName,
     ) -> std::result::Result<Option<VolumeRecord>, ReadRecordError> {
+        self.look_again()?;
         read_record(&self.volumes, &record_file(name))
+    }
+
+    /// Lets go of what this host remembers of `volumes/`, where others may have changed it.
+    pub fn look_again(&self) -> io::Result<()> {
+        if self.remote {
+            sys::look_again(&self.volumes)?;
+        }
+        Ok(())
+    }
+
+    /// `volumes/`, with a position of its own.
+    pub fn record_dir(&self) -> io::Result<Dir> {
+        self.look_again()?;
+        let fd = open_beneath(&self.volumes, ".", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok(Dir::new(fd)?)
     }
 
     /// Opens a data file.
@@ -378,7 +409,7 @@ impl PoolDirs {
     /// `data` is made durable first: a record must never be without its data.
     pub fn publish_new(
         &self,
-        name: &VolumeName,
+        new: &NewName<'_>,
         record: &VolumeRecord,
         data: &mut StagedData,
     ) -> io::Result<()> {
@@ -387,7 +418,7 @@ impl PoolDirs {
         let staged = Staged::record(&self.tmp, record)?;
         data.staged.file.sync_all()?;
         rustix::fs::fsync(&self.data)?;
-        staged.publish_new(&self.volumes, &record_file(name))?;
+        staged.publish_new(&self.volumes, &record_file(new.name))?;
         // From here on the record refers to it, even should the next step fail.
         data.staged.remove = false;
         Ok(rustix::fs::fsync(&self.volumes)?)
@@ -416,19 +447,51 @@ impl PoolDirs {
 
     /// Removes the record of `name`, durably.
     pub fn unpublish(&self, name: &VolumeName) -> io::Result<()> {
-        rustix::fs::unlinkat(&self.volumes, record_file(name), AtFlags::empty())?;
+        match rustix::fs::unlinkat(&self.volumes, record_file(name), AtFlags::empty()) {
+            // A server that was asked again, because its answer was lost, has done it already.
+            Err(Errno::NOENT) if self.remote => {}
+            removed => removed?,
+        }
         Ok(rustix::fs::fsync(&self.volumes)?)
     }
 
-    /// Renames a volume, durably; `to` must be free. The caller holds [`lock_move`](Self::lock_move).
-    pub fn rename(&self, name: &VolumeName, to: &VolumeName, _moves: &NameLock) -> io::Result<()> {
-        rename_new(
-            &self.volumes,
-            &record_file(name),
-            &self.volumes,
-            &record_file(to),
-        )?;
-        Ok(rustix::fs::fsync(&self.volumes)?)
+    /// Renames a volume, durably; `to` must be free. The caller has locked both names, and holds
+    /// [`lock_move`](Self::lock_move).
+    pub fn rename(
+        &self,
+        name: &VolumeName,
+        to: &VolumeName,
+        _names: &[NameLock],
+        _moves: &NameLock,
+    ) -> io::Result<()> {
+        let (dir, from, new) = (&self.volumes, record_file(name), record_file(to));
+        match rename_new(dir, &from, dir, &new) {
+            // NFS has no such thing, and all who would take the name are kept out.
+            Err(Errno::INVAL) if self.remote => {
+                sys::look_again(dir)?;
+                match rustix::fs::statat(dir, &new, AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => rustix::fs::renameat(dir, &from, dir, &new)?,
+                    Ok(_) => return Err(Errno::EXIST.into()),
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            renamed => renamed?,
+        }
+        Ok(rustix::fs::fsync(dir)?)
+    }
+
+    /// Keeps a name from being given to two volumes at once, one that is new and one that is
+    /// renamed, where the file system itself does not see to that.
+    pub fn lock_new<'a>(&self, name: &'a VolumeName, op: &'static str) -> Result<NewName<'a>> {
+        let locks = if self.remote {
+            self.lock_names(&[name], op)?
+        } else {
+            Vec::new()
+        };
+        Ok(NewName {
+            name,
+            _locks: locks,
+        })
     }
 
     /// Locks names against other processes (and other pools of this one) that would change their
@@ -491,10 +554,18 @@ impl PoolDirs {
 
 /// FNV-1a: the same in every process and version, which is all that is asked of it here (names
 /// that collide merely wait for each other).
-fn name_hash(name: &str) -> u64 {
+pub fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
+}
+
+/// A name that is about to be a volume's. Taken before [`lock_admission`](PoolDirs::lock_admission).
+#[derive(Debug)]
+pub struct NewName<'a> {
+    /// The name.
+    pub name: &'a VolumeName,
+    _locks: Vec<NameLock>,
 }
 
 /// A locked name. The lock ends with the file descriptor.
@@ -552,7 +623,8 @@ impl StagedData {
 }
 
 impl Staged {
-    fn create(dir: &OwnedFd, suffix: &str) -> io::Result<(VolumeId, Staged)> {
+    /// A new file with a name of its own that ends with `suffix`.
+    pub fn create(dir: &OwnedFd, suffix: &str) -> io::Result<(VolumeId, Staged)> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
@@ -584,9 +656,28 @@ impl Staged {
     }
 
     fn publish_new(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        rename_new(&self.dir, &self.name, dir, name)?;
-        self.remove = false;
-        Ok(())
+        match rename_new(&self.dir, &self.name, dir, name) {
+            // NFS has no such thing. The second name is removed when this is dropped.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => self.link_new(dir, name),
+            renamed => {
+                renamed?;
+                self.remove = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn link_new(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        let linked = rustix::fs::linkat(&self.dir, &self.name, dir, name, AtFlags::empty());
+        // A server that was asked again, because its answer was lost, has done it already.
+        if linked == Err(Errno::EXIST) {
+            let there = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let own = rustix::fs::fstat(&*self.file)?;
+            if (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino) {
+                return Ok(());
+            }
+        }
+        Ok(linked?)
     }
 
     fn publish_over(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
@@ -607,14 +698,8 @@ impl Drop for Staged {
     }
 }
 
-fn rename_new(from: &OwnedFd, name: &str, to: &OwnedFd, new: &str) -> io::Result<()> {
-    Ok(rustix::fs::renameat_with(
-        from,
-        name,
-        to,
-        new,
-        RenameFlags::NOREPLACE,
-    )?)
+fn rename_new(from: &OwnedFd, name: &str, to: &OwnedFd, new: &str) -> rustix::io::Result<()> {
+    rustix::fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE)
 }
 
 /// Takes the lock of a file in the making; `Ok(false)` if a live process is making it.

@@ -7,17 +7,20 @@
 //! The files and how they come and go are described in `layout`; who uses a data file, in `inuse`.
 
 mod abandoned;
+mod abilities;
 mod attach;
 mod audit;
 mod config;
 mod device;
 mod duplicate;
+mod export;
 mod extents;
 mod inuse;
 mod known;
 mod layout;
 mod lifecycle;
 mod list;
+mod mount;
 mod nowait;
 mod pool;
 mod queue;
@@ -26,5 +29,6 @@ mod refresh;
 mod space;
 mod sys;
 
-pub use config::DirConfig;
+pub use config::{DirConfig, NfsConfig};
+pub use export::{NfsBackend, open};
 pub use pool::{DirBackend, DirPool};

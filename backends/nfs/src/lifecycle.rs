@@ -11,7 +11,7 @@ use volmux_core::{
     ResizeOptions, Result, Sharing, SpaceRequest, Volume, VolumeName,
 };
 
-use crate::layout::{OWN_NAMES, PoolDirs, StagedData, file_error, open_beneath};
+use crate::layout::{NewName, OWN_NAMES, PoolDirs, StagedData, file_error, open_beneath};
 use crate::pool::Inner;
 use crate::record::{SECTOR, VolumeRecord};
 use crate::sys::Locked;
@@ -71,12 +71,18 @@ impl Inner {
         if let Some(existing) = self.existing(OP, name, same)? {
             return Ok(existing);
         }
+        if provisioning == Provisioning::Thick && !self.abilities.reserve {
+            return Err(Error::new(ErrorKind::Unsupported, OP)
+                .reason("the file system can't reserve space")
+                .help("make it a thin volume; over NFS, reserving takes version 4.2"));
+        }
         let pool = self.layout.pool_or_init(OP)?;
         let reserved = if provisioning == Provisioning::Thick {
             size
         } else {
             ByteSize::ZERO
         };
+        let new = pool.lock_new(name, OP)?;
         let _admission = self.admit(
             OP,
             pool,
@@ -88,7 +94,7 @@ impl Inner {
         let data = pool.stage_data().map_err(|e| self.data_error(OP, e))?;
         set_size(data.file(), size, provisioning, 0).map_err(|e| self.size_error(OP, size, e))?;
         let record = VolumeRecord::new(data.id, size, provisioning);
-        self.publish(OP, pool, name, &record, data, same)
+        self.publish(OP, pool, &new, &record, data, same)
     }
 
     /// The volume `name` if there is one and it is the `same` as the caller wants.
@@ -120,13 +126,14 @@ impl Inner {
         &self,
         op: &'static str,
         pool: &PoolDirs,
-        name: &VolumeName,
+        new: &NewName<'_>,
         record: &VolumeRecord,
         mut data: StagedData,
         same: impl Fn(&VolumeRecord) -> bool,
     ) -> Result<Volume> {
+        let name = new.name;
         loop {
-            match pool.publish_new(name, record, &mut data) {
+            match pool.publish_new(new, record, &mut data) {
                 Ok(()) => return self.describe(op, name, record, data.file()),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     if let Some(existing) = self.existing(op, name, &same)? {
@@ -156,7 +163,7 @@ impl Inner {
         let (_, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
         let mut volume = self.describe(OP, name, &record, &file)?;
         volume.exclusive = volume.allocated;
-        if self.reflink {
+        if self.abilities.clone && self.abilities.map {
             let size = record.virtual_size.bytes();
             let found = extents::fragments_and_exclusive(&file, size)
                 .map_err(|e| self.data_error(OP, e))?;
@@ -292,10 +299,10 @@ impl Inner {
         if name == to {
             return self.describe(OP, name, &record, &file);
         }
-        let (_locks, moves) = (pool.lock_names(&[name, to], OP)?, pool.lock_move(OP)?);
+        let (locks, moves) = (pool.lock_names(&[name, to], OP)?, pool.lock_move(OP)?);
         let (_, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
         self.existing(OP, to, |_| false)?;
-        pool.rename(name, to, &moves)
+        pool.rename(name, to, &locks, &moves)
             .map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => {
                     Error::new(ErrorKind::AlreadyExists, OP).with("volume", to)
@@ -360,11 +367,12 @@ impl Inner {
             provisioned: size,
             reserved: ByteSize::ZERO,
         };
+        let new = pool.lock_new(name, OP)?;
         let _admission = self.admit(OP, pool, request)?;
         let data = StagedData::link(pool, file).map_err(|e| file_error(OP, what, e))?;
         let mut record = VolumeRecord::new(data.id, size, Provisioning::Thin);
         record.adopted_from = Some(what.to_owned());
-        let volume = self.publish(OP, pool, name, &record, data, |_| false)?;
+        let volume = self.publish(OP, pool, &new, &record, data, |_| false)?;
         self.finish_adoption(pool, &record)
             .map_err(|e| file_error(OP, what, e))?;
         Ok(volume)

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use futures::stream::{self, Stream, StreamExt};
-use rustix::fs::{AtFlags, Dir, OFlags};
+use rustix::fs::{AtFlags, Dir};
 use tokio::sync::mpsc;
 use volmux_core::{ByteSize, Control, Error, ErrorKind, Result, Volume, VolumeName};
 
 use crate::known::Stamp;
-use crate::layout::{PoolDirs, data_file, file_error, open_beneath};
+use crate::layout::{PoolDirs, data_file, file_error};
 use crate::pool::Inner;
 use crate::queue::{received, run};
 use crate::record::VolumeRecord;
@@ -82,7 +82,8 @@ impl Names {
         let Some(pool) = inner.layout.pool(OP)? else {
             return Ok(None);
         };
-        let dir = record_dir(pool).map_err(|e| file_error(OP, inner.layout.full("volumes"), e))?;
+        let dir = pool.record_dir();
+        let dir = dir.map_err(|e| file_error(OP, inner.layout.full("volumes"), e))?;
         Ok(Some(Names { inner, dir }))
     }
 
@@ -99,12 +100,6 @@ impl Names {
         }
         Ok(batch)
     }
-}
-
-/// `volumes/`, with a position of its own.
-pub fn record_dir(pool: &PoolDirs) -> rustix::io::Result<Dir> {
-    let fd = open_beneath(&pool.volumes, ".", OFlags::RDONLY | OFlags::DIRECTORY)?;
-    Dir::new(fd)
 }
 
 impl Inner {
@@ -190,10 +185,11 @@ impl Inner {
 
     /// The sum of all virtual sizes. Volumes whose record can't be read count as nothing.
     pub fn provisioned(&self, op: &'static str, pool: &PoolDirs) -> Result<ByteSize> {
-        let failed = |errno| file_error(op, self.layout.full("volumes"), errno);
+        let failed = |error| file_error(op, self.layout.full("volumes"), error);
         let mut names = Vec::new();
-        for entry in record_dir(pool).map_err(failed)? {
-            names.extend(volume_of(entry.map_err(failed)?.file_name()));
+        for entry in pool.record_dir().map_err(failed)? {
+            let entry = entry.map_err(|errno| failed(errno.into()))?;
+            names.extend(volume_of(entry.file_name()));
         }
         let records = self.records(op, pool, names).into_iter();
         let sizes = records.filter_map(|(_, record)| Some(record.ok()?.virtual_size.bytes()));

@@ -15,14 +15,16 @@ use volmux_core::{
 };
 
 use crate::DirConfig;
+use crate::abilities::Abilities;
 use crate::device::{FileDevice, OpenVolumes};
 use crate::duplicate::Quiet;
 use crate::known::KnownRecords;
 use crate::layout::{Layout, PoolDirs, file_error};
+use crate::mount::Mount;
 use crate::queue::{Stop, run};
 use crate::record::VolumeRecord;
 use crate::sys::Locked;
-use crate::{extents, inuse, sys};
+use crate::{extents, inuse};
 
 /// A directory pool.
 #[derive(Clone)]
@@ -33,10 +35,14 @@ pub(crate) struct Inner {
     pub layout: Layout,
     pub policy: ThinPolicy,
     pub read_only: bool,
-    pub reflink: bool,
+    pub abilities: Abilities,
     pub open_volumes: OpenVolumes,
     pub names: Names,
     pub known_records: KnownRecords,
+    /// What the pool is called in messages.
+    label: String,
+    /// Last, so that nothing of it is open any more when it is unmounted.
+    pub mount: Option<Mount>,
 }
 
 /// Backend of `dir:` URLs.
@@ -62,10 +68,11 @@ impl DirPool {
     /// `NotFound` if there is no such directory; `InvalidConfig` if it is not a directory, the
     /// settings are wrong, or the pool is of a newer format; `PermissionDenied`; `Corrupt`.
     pub async fn open(config: DirConfig) -> Result<Arc<dyn Pool>> {
-        Ok(Arc::new(Self::opened(config).await?))
+        Ok(Arc::new(Self::opened(config, None).await?))
     }
 
-    pub(crate) async fn opened(config: DirConfig) -> Result<DirPool> {
+    /// The pool in a directory, or in the export that is mounted there.
+    pub(crate) async fn opened(config: DirConfig, mount: Option<Mount>) -> Result<DirPool> {
         const OP: &str = "open_pool";
         let policy = config.policy()?;
         let DirConfig {
@@ -76,15 +83,23 @@ impl DirPool {
         } = config;
         run(OP, Control::new(), move |_| {
             let layout = Layout::open(&path, init, OP)?;
-            let reflink = can_reflink(&layout);
+            let trial = layout.pool(OP)?.map_or(layout.root(), |pool| &pool.tmp);
+            let abilities = Abilities::of(trial, !read_only)
+                .map_err(|error| file_error(OP, layout.path(), error))?;
+            let label = match &mount {
+                Some(mount) => mount.to_string(),
+                None => format!("dir://{}", layout.path().display()),
+            };
             let inner = Inner {
                 layout,
                 policy,
                 read_only,
-                reflink,
+                abilities,
                 open_volumes: OpenVolumes::default(),
                 names: Names::default(),
                 known_records: KnownRecords::default(),
+                label,
+                mount,
             };
             Ok(DirPool(Arc::new(inner)))
         })
@@ -167,7 +182,7 @@ impl DirPool {
     /// Holds back the writes that go through this pool object while a copy is made of `name`. A
     /// reflink needs none of that: the kernel makes it at one moment.
     async fn quiet(&self, op: &'static str, name: &VolumeName) -> Result<Quiet> {
-        if self.0.reflink {
+        if self.0.abilities.clone {
             return Ok(Quiet::default());
         }
         let looked = name.clone();
@@ -192,23 +207,6 @@ impl DirPool {
             }
         }
         Ok(Quiet::default())
-    }
-}
-
-/// Tries a reflink of two files without a name, which leaves nothing behind.
-fn can_reflink(layout: &Layout) -> bool {
-    let dir = match layout.pool("open_pool") {
-        Ok(Some(pool)) => &pool.data,
-        _ => layout.root(),
-    };
-    let unnamed = || {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::openat(dir, ".", flags, mode).map(std::fs::File::from)
-    };
-    match (unnamed(), unnamed()) {
-        (Ok(from), Ok(to)) => sys::clone_file(&from, &to).is_ok(),
-        _ => false,
     }
 }
 
@@ -344,20 +342,19 @@ impl Inner {
 #[deny(clippy::missing_trait_methods)]
 impl Pool for DirPool {
     fn capabilities(&self) -> Capabilities {
-        let by_reflink = if self.0.reflink {
-            Support::Native
-        } else {
-            Support::Emulated
-        };
+        let abilities = self.0.abilities;
+        let if_able = |able, otherwise| if able { Support::Native } else { otherwise };
+        let by_reflink = if_able(abilities.clone, Support::Emulated);
+        let told_apart = abilities.clone && abilities.map;
         Capabilities {
             snapshot: by_reflink,
             clone: by_reflink,
             revert: by_reflink,
             thin: Support::Native,
-            thick: Support::Native,
+            thick: if_able(abilities.reserve, Support::None),
             shrink: Support::Native,
-            discard: Support::Native,
-            changed_extents: by_reflink,
+            discard: if_able(abilities.punch, Support::Emulated),
+            changed_extents: if_able(told_apart, Support::Emulated),
             attach: Support::Native,
             adopt: Support::Native,
             shared_writers: Support::Native,
@@ -544,7 +541,7 @@ impl Pool for DirPool {
             range.check_within(volume.size, OP)?;
             Ok(match query.kind {
                 ExtentKind::Allocated => {
-                    extents::allocated(volume.file, range, volume.size, inner.reflink, owned)
+                    extents::allocated(volume.file, range, volume.size, inner.abilities, owned)
                 }
                 ExtentKind::ChangedSince(since) => {
                     let since = side(&since)?;
@@ -599,17 +596,17 @@ impl Pool for DirPool {
 
 impl fmt::Display for DirPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dir://{}", self.0.layout.path().display())
+        f.write_str(&self.0.label)
     }
 }
 
 impl fmt::Debug for DirPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirPool")
-            .field("path", &self.0.layout.path())
+            .field("pool", &self.0.label)
             .field("policy", &self.0.policy)
             .field("read_only", &self.0.read_only)
-            .field("reflink", &self.0.reflink)
+            .field("abilities", &self.0.abilities)
             .finish()
     }
 }

@@ -5,7 +5,7 @@ use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::device::Open;
 use crate::layout::{PoolDirs, file_error};
-use crate::list::{record_dir, volume_of};
+use crate::list::volume_of;
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
 
@@ -70,10 +70,11 @@ impl Inner {
 
     /// A record that can't be read is an error only where no other is the one.
     fn search(&self, pool: &PoolDirs, id: VolumeId) -> Result<Option<(VolumeName, VolumeRecord)>> {
-        let failed = |errno| file_error(OP, self.layout.full("volumes"), errno);
+        let failed = |error| file_error(OP, self.layout.full("volumes"), error);
         let mut unreadable = None;
-        for entry in record_dir(pool).map_err(failed)? {
-            let Some(name) = volume_of(entry.map_err(failed)?.file_name()) else {
+        for entry in pool.record_dir().map_err(failed)? {
+            let entry = entry.map_err(|errno| failed(errno.into()))?;
+            let Some(name) = volume_of(entry.file_name()) else {
                 continue;
             };
             match self.find(OP, &name) {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{AtFlags, FallocateFlags, SeekFrom, StatxFlags};
 use rustix::io::ReadWriteFlags;
 use volmux_core::ByteRange;
 
@@ -114,14 +114,54 @@ pub fn is_clone_unsupported(error: &io::Error) -> bool {
     )
 }
 
-/// Reserves `range` without changing the file's size.
+/// Whether a file lies on an NFS server (statfs(2)).
+pub fn is_remote(file: impl AsFd) -> io::Result<bool> {
+    const NFS_SUPER_MAGIC: u64 = 0x6969;
+    Ok(rustix::fs::fstatfs(file)?.f_type as u64 == NFS_SUPER_MAGIC)
+}
+
+/// Has an NFS client ask its server what the directory is like now, and forget what it knows of the
+/// names in it if they have changed (AT_STATX_FORCE_SYNC, statx(2)). By itself it would for half a
+/// minute not see what other hosts do there.
+pub fn look_again(dir: impl AsFd) -> io::Result<()> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(dir, "", flags, StatxFlags::BASIC_STATS)?;
+    Ok(())
+}
+
+/// Reserves `range`, which lies within the file, without changing what is in it.
 pub fn reserve(file: &File, range: ByteRange) -> io::Result<()> {
-    Ok(rustix::fs::fallocate(
-        file,
-        FallocateFlags::KEEP_SIZE,
-        range.offset,
-        range.length,
-    )?)
+    let reserve = |flags| rustix::fs::fallocate(file, flags, range.offset, range.length);
+    match reserve(FallocateFlags::KEEP_SIZE) {
+        // NFS has no such thing (ALLOCATE, RFC 7862 section 15.1). Past the end it would make the
+        // file longer.
+        Err(rustix::io::Errno::OPNOTSUPP) if range.end() <= file.metadata()?.len() => {
+            Ok(reserve(FallocateFlags::empty())?)
+        }
+        reserved => Ok(reserved?),
+    }
+}
+
+/// Has the server copy `range` by itself (COPY, RFC 7862 section 15.2); `Ok(false)` if it can't, and
+/// then nothing or a part of it is copied.
+pub fn copy_on_server(from: &File, to: &File, range: ByteRange) -> io::Result<bool> {
+    let (mut at, mut target) = (range.offset, range.offset);
+    while at < range.end() {
+        let length = (range.end() - at) as usize;
+        let copied =
+            rustix::fs::copy_file_range(from, Some(&mut at), to, Some(&mut target), length);
+        match copied {
+            Ok(0) => return Ok(false),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                return match io::Error::from(error) {
+                    error if is_clone_unsupported(&error) => Ok(false),
+                    error => Err(error),
+                };
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// Frees the blocks of `range`; parts of blocks are zeroed.

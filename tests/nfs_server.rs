@@ -1,0 +1,478 @@
+//! NFS servers that stop, start, and are silent; two hosts on one volume; processes that are killed.
+//! In the lab, one after the other: the server is everybody's.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use volmux::nfs::NfsConfig;
+use volmux::{
+    AuditOptions, ByteSize, CreateOptions, ErrorKind, Finding, FindingKind, OpenOptions, Pool,
+    PoolExt, SnapshotOptions,
+};
+use volmux_conformance::nfs::{Export, Server, run};
+use volmux_conformance::{checked_name as n, on, pattern};
+
+const MIB: u64 = 1 << 20;
+const BLOCK: usize = 4096;
+
+fn export(kind: &str) -> (Export, NfsConfig) {
+    let export = Export::new(kind, 400 * MIB);
+    fs::create_dir(export.path().join("pool")).expect("a directory on the server");
+    let config = export.config("pool", "4.2");
+    (export, config)
+}
+
+async fn opened(config: &NfsConfig) -> Arc<dyn Pool> {
+    volmux::nfs::open(config.clone())
+        .await
+        .expect("open the pool")
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn a_server_that_is_started_again_has_lost_nothing() {
+    let (_export, config) = export("xfs");
+    on(async {
+        let pool = opened(&config).await;
+        let options = CreateOptions::thin(ByteSize::new(4 * MIB));
+        pool.create_volume(&n("a"), options).await.expect("create");
+        let device = pool.open_volume(&n("a"), OpenOptions::read_write()).await;
+        let device = device.expect("open");
+        let done = Arc::new(AtomicBool::new(false));
+        let (stop, writes) = (done.clone(), device.clone());
+        // The number of the last block that was flushed.
+        let writer = tokio::spawn(async move {
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                number += 1;
+                let at = number % (4 * MIB / BLOCK as u64) * BLOCK as u64;
+                writes
+                    .write_at(at, pattern(number, BLOCK))
+                    .await
+                    .expect("write");
+                writes.flush().await.expect("flush");
+            }
+            number
+        });
+        for round in 0..2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::task::spawn_blocking(|| {
+                Server::running().stop();
+                std::thread::sleep(Duration::from_secs(2));
+                Server::running().start();
+            })
+            .await
+            .expect("it starts again");
+            let name = n(&format!("snapshot-{round}"));
+            let made = pool
+                .snapshot_volume(&n("a"), &name, SnapshotOptions::default())
+                .await;
+            made.expect("the server answers again");
+            // The locks are those of before.
+            let other = opened(&config).await;
+            let second = other.open_volume(&n("a"), OpenOptions::read_write()).await;
+            let error = second.map(drop).expect_err("it is open");
+            assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+        }
+        done.store(true, Ordering::Relaxed);
+        let last = writer.await.expect("no write failed");
+        assert!(last > 2, "{last}");
+        drop(device);
+        let device = pool.open_volume(&n("a"), OpenOptions::read_only()).await;
+        let device = device.expect("open");
+        let blocks = 4 * MIB / BLOCK as u64;
+        for number in last.saturating_sub(blocks - 1).max(1)..=last {
+            let at = number % blocks * BLOCK as u64;
+            let found = device.read_at(at, BLOCK).await.expect("read");
+            assert_eq!(found, pattern(number, BLOCK), "block {number} of {last}");
+        }
+    });
+}
+
+/// The server does not answer as long as this is there. A test that fails meanwhile must not wait for
+/// ever for what it has begun.
+struct Silence;
+
+impl Silence {
+    fn new() -> Silence {
+        Server::running().stop();
+        Silence
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        Server::running().start();
+    }
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn a_silent_server_is_told_in_time() {
+    let (_export, mut config) = export("ext4");
+    on(async {
+        // Until the server, which may have been started just now, lets clients open files.
+        let pool = opened(&config).await;
+        let options = CreateOptions::thin(ByteSize::new(4 * MIB));
+        pool.create_volume(&n("a"), options).await.expect("create");
+    });
+    config.timeout = Some(3);
+    on(async {
+        let pool = opened(&config).await;
+        let device = pool.open_volume(&n("a"), OpenOptions::read_write()).await;
+        let device = device.expect("open");
+        device.write_at(0, pattern(1, BLOCK)).await.expect("write");
+        device.flush().await.expect("flush");
+        let silence = Silence::new();
+        let begun = Instant::now();
+        let looked = pool.volume(&n("a")).await.map(drop);
+        let flush = async {
+            device.write_at(0, pattern(2, BLOCK)).await?;
+            device.flush().await
+        };
+        let opening = volmux::nfs::open(config.clone());
+        let listed = pool.volumes();
+        let (flushed, opening, listed) = tokio::join!(flush, opening, listed);
+        for (what, result) in [
+            ("look", looked),
+            ("flush", flushed),
+            ("open", opening.map(drop)),
+            ("list", listed.map(drop)),
+        ] {
+            let error = result.expect_err(what);
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}: {error:?}");
+            assert!(
+                error.to_string().contains("has not answered for 3 s"),
+                "{error}"
+            );
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{:?}",
+            begun.elapsed()
+        );
+        drop(silence);
+        let end = Instant::now() + Duration::from_secs(120);
+        loop {
+            match pool.volume(&n("a")).await {
+                Ok(_) => break,
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        // What was begun has ended meanwhile, in its order.
+        while let Err(error) = device.write_at(0, pattern(3, BLOCK)).await {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        }
+        let found = device.read_at(0, BLOCK).await.expect("read");
+        assert_eq!(found, pattern(3, BLOCK));
+    });
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn versions_that_the_server_does_not_have_are_unsupported() {
+    let (_export, config) = export("ext4");
+    Server::running().stop();
+    Server::running().start_without("4.2");
+    let refused = on(async { volmux::nfs::open(config.clone()).await });
+    let mut any = config.clone();
+    any.vers = None;
+    let taken = on(async { volmux::nfs::open(any).await.map(|pool| pool.capabilities()) });
+    Server::running().stop();
+    Server::running().start();
+    let error = refused.map(drop).expect_err("the server has no 4.2");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+    let capabilities = taken.expect("the client takes what there is");
+    assert_eq!(capabilities.thick, volmux::Support::None);
+}
+
+/// Another host: a network of its own, with a cable to this one, and another name. It ends with this.
+struct Host {
+    number: u8,
+}
+
+impl Host {
+    fn new(number: u8) -> Host {
+        let (space, here, there) = (
+            format!("host{number}"),
+            format!("to{number}"),
+            format!("from{number}"),
+        );
+        run("modprobe", &["veth"]);
+        run("ip", &["netns", "add", &space]);
+        run(
+            "ip",
+            &[
+                "link", "add", &here, "type", "veth", "peer", "name", &there, "netns", &space,
+            ],
+        );
+        run(
+            "ip",
+            &["addr", "add", &format!("10.99.{number}.1/24"), "dev", &here],
+        );
+        run("ip", &["link", "set", &here, "up"]);
+        let host = Host { number };
+        host.run(&["ip", "link", "set", "lo", "up"]);
+        host.run(&[
+            "ip",
+            "addr",
+            "add",
+            &format!("10.99.{number}.2/24"),
+            "dev",
+            &there,
+        ]);
+        host.run(&["ip", "link", "set", &there, "up"]);
+        host
+    }
+
+    /// How the server is called from there.
+    fn server(&self) -> String {
+        format!("10.99.{}.1", self.number)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        let name = format!(
+            "echo host{} >/proc/sys/kernel/hostname; exec \"$@\"",
+            self.number
+        );
+        command.args(["netns", "exec", &format!("host{}", self.number)]);
+        command
+            .args(["unshare", "--uts", "sh", "-c", &name, "sh"])
+            .args(args);
+        command
+    }
+
+    fn run(&self, args: &[&str]) {
+        let status = self.command(args).status().expect("it starts");
+        assert!(status.success(), "{args:?}");
+    }
+
+    /// This program, there: the test `name`, told `what`.
+    fn start(&self, name: &str, what: &str) -> Child {
+        let program = std::env::current_exe().expect("it has a path");
+        let program = program.to_str().expect("UTF-8");
+        let mut command = self.command(&[program, "--ignored", "--exact", name, "--nocapture"]);
+        command.env("OTHER_HOST", what).stdout(Stdio::null());
+        command.spawn().expect("it starts")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The lab forgets it anyway.
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &format!("host{}", self.number)])
+            .status();
+    }
+}
+
+const ROUNDS: u64 = 12;
+
+/// What `host` is told: where the pool is from there.
+fn told(host: &Host, export: &Export, config: &NfsConfig) -> String {
+    let what = format!("10.99.{}.0/24:{}", host.number, export.path().display());
+    let options = "rw,sync,no_root_squash,insecure,no_subtree_check,fsid=";
+    let root = format!("10.99.{}.0/24:/srv/nfs", host.number);
+    run("exportfs", &["-o", &format!("{options}0"), &root]);
+    // As it is exported to everybody else.
+    let number: u32 = export
+        .path()
+        .to_string_lossy()
+        .rsplit('e')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("a number");
+    run(
+        "exportfs",
+        &["-o", &format!("{options}{}", number + 10), &what],
+    );
+    format!("{} {}", host.server(), config.export)
+}
+
+/// The pool, as the other host was told.
+async fn pool_there() -> Option<Arc<dyn Pool>> {
+    let told = std::env::var("OTHER_HOST").ok()?;
+    let (server, export) = told.split_once(' ')?;
+    let mut config = NfsConfig::new(server, export);
+    config.vers = Some("4.2".into());
+    Some(opened(&config).await)
+}
+
+/// Takes the volume, counts in it, and gives it back, so often.
+async fn count(pool: &dyn Pool) {
+    let end = Instant::now() + Duration::from_secs(400);
+    let mut done = 0;
+    while done < ROUNDS {
+        assert!(Instant::now() < end, "it is never free");
+        let device = match pool.open_volume(&n("a"), OpenOptions::read_write()).await {
+            Ok(device) => device,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+        };
+        let found = device.read_at(0, 8).await.expect("read");
+        let number = u64::from_le_bytes(found[..].try_into().expect("eight bytes"));
+        // Long enough for another writer to do harm, were it let in.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let next = Bytes::copy_from_slice(&(number + 1).to_le_bytes());
+        device.write_at(0, next).await.expect("write");
+        device.flush().await.expect("flush");
+        done += 1;
+    }
+}
+
+/// Not a test of its own: what the other host does.
+#[test]
+#[ignore = "run by two_hosts_never_write_one_volume_at_once"]
+fn counts_there() {
+    on(async {
+        if let Some(pool) = pool_there().await {
+            count(&*pool).await;
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn two_hosts_never_write_one_volume_at_once() {
+    let (export, config) = export("xfs");
+    let host = Host::new(1);
+    let told = told(&host, &export, &config);
+    on(async {
+        let pool = opened(&config).await;
+        let options = CreateOptions::thin(ByteSize::new(MIB));
+        pool.create_volume(&n("a"), options).await.expect("create");
+        let mut other = host.start("counts_there", &told);
+        count(&*pool).await;
+        let status = tokio::task::spawn_blocking(move || other.wait()).await;
+        let status = status.expect("no panic").expect("it ends");
+        assert!(status.success(), "{status}");
+        let device = pool.open_volume(&n("a"), OpenOptions::read_only()).await;
+        let found = device.expect("open").read_at(0, 8).await.expect("read");
+        assert_eq!(found[..], (2 * ROUNDS).to_le_bytes());
+    });
+}
+
+/// Not a test of its own: volumes come, are renamed and go, all the time.
+#[test]
+#[ignore = "run by what_another_host_does_is_seen_at_once"]
+fn changes_there() {
+    on(async {
+        let Some(pool) = pool_there().await else {
+            return;
+        };
+        let options = CreateOptions::thin(ByteSize::new(MIB));
+        for round in 0..1000 {
+            let (name, to) = (n("there"), n("renamed"));
+            pool.create_volume(&name, options).await.expect("create");
+            pool.rename_volume(&name, &to).await.expect("rename");
+            let taken = n("taken");
+            let options = SnapshotOptions::default();
+            let made = pool.snapshot_volume(&to, &taken, options).await;
+            made.expect("snapshot");
+            pool.delete_volume(&to).await.expect("delete");
+            pool.delete_volume(&taken).await.expect("delete");
+            if pool.volume(&n("stop")).await.is_ok() {
+                assert!(round > 0, "it was stopped at once");
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn what_another_host_does_is_seen_at_once() {
+    let (export, config) = export("xfs");
+    let host = Host::new(2);
+    let told = told(&host, &export, &config);
+    on(async {
+        let pool = opened(&config).await;
+        let options = CreateOptions::thin(ByteSize::new(MIB));
+        pool.create_volume(&n("mine"), options)
+            .await
+            .expect("create");
+        let mut other = host.start("changes_there", &told);
+        let mut seen = [false; 2];
+        for round in 0..40 {
+            // What they make may look like a leftover for a moment; they then make it again.
+            let repair = AuditOptions { repair: true };
+            let report = pool.audit(repair).await.expect("audit");
+            let leftover = |finding: &Finding| finding.kind == FindingKind::Leftover;
+            let fine = report.findings.iter().all(leftover);
+            assert!(fine, "round {round}: {report:?}");
+            seen[0] |= pool.volume(&n("there")).await.is_ok();
+            seen[1] |= pool.volume(&n("renamed")).await.is_ok();
+            let mine = pool
+                .volumes()
+                .await
+                .expect("list")
+                .iter()
+                .any(|v| v.name == n("mine"));
+            assert!(mine);
+        }
+        assert_eq!(seen, [true; 2]);
+        pool.create_volume(&n("stop"), options)
+            .await
+            .expect("create");
+        let status = tokio::task::spawn_blocking(move || other.wait()).await;
+        let status = status.expect("no panic").expect("it ends");
+        assert!(status.success(), "{status}");
+        let left = pool.volumes().await.expect("list");
+        assert_eq!(left.len(), 2, "{left:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn whoever_is_killed_leaves_a_pool_that_audits_clean() {
+    let (export, config) = export("xfs");
+    let host = Host::new(3);
+    let told = told(&host, &export, &config);
+    on(async {
+        let pool = opened(&config).await;
+        let options = CreateOptions::thin(ByteSize::new(MIB));
+        pool.create_volume(&n("mine"), options)
+            .await
+            .expect("create");
+        let device = pool
+            .open_volume(&n("mine"), OpenOptions::read_write())
+            .await;
+        let device = device.expect("open");
+        device.write_at(0, pattern(7, BLOCK)).await.expect("write");
+        device.flush().await.expect("flush");
+        drop(device);
+        for kill in 0..10u64 {
+            let mut other = host.start("changes_there", &told);
+            tokio::time::sleep(Duration::from_millis(2500 + kill * 37)).await;
+            // `ip` and `sh` have become the program.
+            other.kill().expect("kill");
+            other.wait().expect("it is dead");
+            let repair = AuditOptions { repair: true };
+            pool.audit(repair).await.expect("audit");
+            for name in ["there", "renamed", "taken"] {
+                pool.delete_volume(&n(name)).await.expect("delete");
+            }
+            let report = pool.audit(AuditOptions::default()).await.expect("audit");
+            assert!(report.findings.is_empty(), "kill {kill}: {report:?}");
+            let left = pool.volumes().await.expect("list");
+            assert_eq!(left.len(), 1, "{left:?}");
+        }
+        let device = pool.open_volume(&n("mine"), OpenOptions::read_only()).await;
+        let found = device.expect("open").read_at(0, BLOCK).await.expect("read");
+        assert_eq!(found, pattern(7, BLOCK));
+    });
+    let data = export.path().join("pool/data");
+    let files = fs::read_dir(&data).expect("list").count();
+    assert_eq!(files, 1, "nothing is left on the server");
+    assert!(Path::new("/proc/fs/nfsd").exists());
+}
