@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use volmux::nfs::NfsConfig;
 use volmux::{
-    AuditOptions, ByteSize, CreateOptions, Error, ErrorKind, OpenOptions, Pool, PoolExt,
-    Provisioning, Result,
+    Access, AttachOptions, AttachTarget, AuditOptions, ByteSize, CreateOptions, Error, ErrorKind,
+    FindingKind, Holder, OpenOptions, Pool, PoolExt, Provisioning, Result, Sharing,
 };
 use volmux_conformance::nfs::{Export, run};
 use volmux_conformance::{checked_name as n, on, pattern};
@@ -321,4 +321,62 @@ fn what_the_server_lost_is_told() {
         let kinds = [ErrorKind::Unavailable];
         assert_error(gone, &kinds, &["stale handle", "open the pool again"]);
     });
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn what_a_lost_host_had_open_and_removed_is_found() {
+    let (export, config) = export("ext4", 64 * MIB);
+    let lost = export.path().join("pool/data/.nfs000000000000008300000001");
+    on(async {
+        let pool = volmux::nfs::open(config.clone()).await.expect("open");
+        let options = CreateOptions::thin(ByteSize::new(MIB));
+        pool.create_volume(&n("a"), options).await.expect("create");
+        fs::write(&lost, pattern(1, MIB as usize)).expect("a file on the server");
+        for (repair, findings) in [(false, 1), (true, 1), (false, 0)] {
+            let report = pool.audit(AuditOptions { repair }).await.expect("audit");
+            assert_eq!(report.findings.len(), findings, "{report:?}");
+            for finding in report.findings {
+                assert_eq!(finding.kind, FindingKind::Leftover);
+                assert_eq!(finding.repaired, repair);
+            }
+        }
+    });
+    assert!(!lost.exists());
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn an_attached_volume_keeps_the_mount() {
+    let (_export, config) = export("ext4", 64 * MIB);
+    let holder = || Holder::new("host-1").expect("a good holder");
+    let path = on(async {
+        let pool = volmux::nfs::open(config.clone()).await.expect("open");
+        let options = CreateOptions::thin(ByteSize::new(MIB));
+        pool.create_volume(&n("a"), options).await.expect("create");
+        let options = AttachOptions {
+            holder: holder(),
+            access: Access::ReadWrite,
+            sharing: Sharing::Exclusive,
+        };
+        let attached = pool.attach_volume(&n("a"), options).await;
+        let AttachTarget::File { path } = attached.expect("attach").target else {
+            panic!("a file");
+        };
+        path
+    });
+    assert_eq!(mounts(&config).len(), 1);
+    fs::write(&path, pattern(1, MIB as usize)).expect("it can be written");
+    on(async {
+        let pool = volmux::nfs::open(config.clone()).await.expect("open");
+        let refused = pool.open_volume(&n("a"), OpenOptions::read_write()).await;
+        assert_error(refused.map(drop), &[ErrorKind::Busy], &["host-1"]);
+        pool.detach_volume(&n("a"), &holder())
+            .await
+            .expect("detach");
+        let device = pool.open_volume(&n("a"), OpenOptions::read_only()).await;
+        let found = device.expect("open").read_at(0, 4096).await.expect("read");
+        assert_eq!(found, pattern(1, MIB as usize)[..4096]);
+    });
+    assert!(mounts(&config).is_empty());
 }

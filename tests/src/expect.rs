@@ -147,8 +147,6 @@ impl Expect {
             changed_extents: Support::Emulated,
             ..all_native()
         },
-        // Zeros that keep their blocks.
-        fast_zeroes: false,
         large_size: 1 << 60,
         ..Expect::DIR_REFLINK
     };
@@ -167,6 +165,7 @@ impl Expect {
             discard: Support::Emulated,
             ..Expect::DIR_COPY.capabilities
         },
+        fast_zeroes: false,
         ..Expect::NFS_COPY
     };
 

@@ -29,6 +29,7 @@ pub mod killed;
 pub mod lvm;
 pub mod nfs;
 mod object;
+pub mod power;
 mod run;
 pub mod scratch;
 pub mod servers;

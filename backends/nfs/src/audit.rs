@@ -110,19 +110,19 @@ impl Inner {
             for entry in listed {
                 let entry = entry.map_err(failed)?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                // What an NFS client has removed and somebody still has open is called .nfs….
-                if name == "." || name == ".." || name.starts_with(".nfs") {
+                if name == "." || name == ".." {
                     continue;
                 }
+                // What an NFS client removes while somebody has it open is called .nfs… until it is
+                // closed, or for ever if that host is lost before.
+                let nameless = name.starts_with(".nfs") || dir_name == "tmp" && is_trial(&name);
                 let id = name.strip_suffix(suffix);
                 match id.and_then(|id| id.parse::<VolumeId>().ok()) {
-                    None if dir_name == "tmp" && is_trial(&name) => {
-                        candidates.push(Candidate {
-                            dir: dir_name,
-                            name,
-                            data: None,
-                        });
-                    }
+                    None if nameless => candidates.push(Candidate {
+                        dir: dir_name,
+                        name,
+                        data: None,
+                    }),
                     Some(id) => {
                         let data = (dir_name == "data").then_some(id);
                         candidates.push(Candidate {

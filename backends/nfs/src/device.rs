@@ -399,9 +399,16 @@ impl FileDevice {
             return Ok(());
         }
         let gate = self.open.shared.gate().await;
+        let remote = self.pool.abilities.remote;
         self.run(op, range, Some(gate), move |open| {
             let keep = !options.may_discard || open.provisioning == Provisioning::Thick;
-            let result = if keep {
+            // NFS has no such thing, but both halves of it. Somebody might take the space of a thick
+            // volume in between.
+            let by_halves =
+                remote && (options.fast_only || open.provisioning == Provisioning::Thin);
+            let result = if keep && by_halves {
+                sys::punch_hole(&open.file, range).and_then(|()| sys::reserve(&open.file, range))
+            } else if keep {
                 sys::zero_range(&open.file, range)
             } else {
                 sys::punch_hole(&open.file, range)

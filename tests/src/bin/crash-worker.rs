@@ -1,7 +1,8 @@
 //! Does random operations on a pool until it is killed; writes into a log what it is about to do and
-//! what it has done. Started by `tests/crash.rs`, `tests/lvm_crash.rs` and `tests/lvm_power.rs`.
+//! what it has done. Started by `tests/crash.rs`, `tests/lvm_crash.rs`, `tests/lvm_power.rs` and
+//! `tests/nfs_power.rs`.
 //!
-//! `crash-worker POOL LOG SEED PREFIX [CHECK]`: POOL is a directory or the URL of an LVM pool. Its
+//! `crash-worker POOL LOG SEED PREFIX [CHECK]`: POOL is a directory or the URL of an LVM or NFS pool. Its
 //! volumes' names begin with PREFIX, and it leaves others alone. Where the directory CHECK is given,
 //! the pool is first held against the images `before` and `after` and the operation `op` in it, and
 //! what it holds is written to `found`. With a SEED of `none` that is all.
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use volmux::lvm::{LvmConfig, LvmPool};
-use volmux::nfs::{DirConfig, DirPool};
+use volmux::nfs::{DirConfig, DirPool, NfsConfig};
 use volmux::{
     AuditOptions, ByteRange, ByteSize, OpenOptions, Pool, PoolExt, ResizeOptions, Result, Support,
     Volume, VolumeName,
@@ -25,11 +26,18 @@ use volmux_conformance::{Expect, checked_name, pattern};
 /// Where the pool is.
 enum Place {
     Directory(PathBuf),
+    Export(Box<NfsConfig>),
     Group(Box<LvmConfig>),
 }
 
 impl Place {
     fn new(pool: &str) -> Place {
+        if pool.starts_with("nfs:") {
+            let config = NfsConfig::from_url(&pool.parse().expect("a URL"));
+            let mut config = config.expect("a configuration");
+            config.init = true;
+            return Place::Export(Box::new(config));
+        }
         if !pool.starts_with("lvm:") {
             return Place::Directory(pool.into());
         }
@@ -44,6 +52,10 @@ impl Place {
                 config.init = true;
                 DirPool::open(config).await.expect("the pool opens")
             }
+            Place::Export(config) => {
+                let pool = volmux::nfs::open(config.as_ref().clone()).await;
+                pool.expect("the pool opens")
+            }
             Place::Group(config) => {
                 let pool = LvmPool::open(config.as_ref().clone()).await;
                 pool.expect("the pool opens")
@@ -54,7 +66,7 @@ impl Place {
     /// What to expect of the pool: of that, the unit and how volumes are provisioned count.
     fn expect(&self) -> Expect {
         match self {
-            Place::Directory(_) => Expect::DIR_COPY,
+            Place::Directory(_) | Place::Export(_) => Expect::DIR_COPY,
             Place::Group(config) if config.pool.is_some() => Expect::LVM_THIN,
             Place::Group(_) => Expect::LVM_THICK,
         }
@@ -64,7 +76,7 @@ impl Place {
     /// volume takes a group a while.
     fn most(&self) -> usize {
         match self {
-            Place::Directory(_) => 14,
+            Place::Directory(_) | Place::Export(_) => 14,
             Place::Group(_) => 6,
         }
     }
@@ -75,6 +87,12 @@ impl Place {
         match self {
             Place::Directory(root) => {
                 std::fs::write(root.join(what), data).expect("a foreign file");
+            }
+            Place::Export(config) => {
+                // Where the lab's server has it.
+                let root = format!("/srv/nfs{}", config.export);
+                let placed = std::fs::write(Path::new(&root).join(what), data);
+                placed.expect("a foreign file");
             }
             Place::Group(config) => {
                 place_foreign(&config.group, config.pool.as_deref(), what, &data);
