@@ -162,7 +162,7 @@ impl Expect {
     pub const NFS_OLD: Expect = Expect {
         capabilities: Capabilities {
             thick: Support::None,
-            discard: Support::Emulated,
+            discard: Support::None,
             ..Expect::DIR_COPY.capabilities
         },
         fast_zeroes: false,

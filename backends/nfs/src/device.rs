@@ -360,6 +360,12 @@ impl BlockDevice for FileDevice {
 
     async fn discard(&self, range: ByteRange) -> Result<()> {
         const OP: &str = "discard";
+        if !self.pool.abilities.punch {
+            return Err(Error::new(ErrorKind::Unsupported, OP)
+                .with("volume", &self.open.name)
+                .reason("the file system does not give back parts of files")
+                .help("write zeros instead; over NFS, giving back takes version 4.2"));
+        }
         let options = ZeroOptions {
             may_discard: true,
             fast_only: false,

@@ -12,7 +12,9 @@ use volmux_core::{
     Volume, VolumeName,
 };
 
+use crate::abilities::Abilities;
 use crate::device::Open;
+use crate::extents::GRANULARITY;
 use crate::inuse;
 use crate::layout::{PoolDirs, StagedData, file_error};
 use crate::lifecycle::check_not_snapshot;
@@ -186,8 +188,16 @@ impl Inner {
         let ranges = data_ranges(from, size.bytes()).map_err(failed)?;
         let total = ranges.iter().map(|r| r.length).sum();
         let mut buffer = vec![0; CHUNK as usize];
-        // A server that clones would share the blocks, and a copy has its own.
-        let mut on_server = self.abilities.remote && !self.abilities.clone;
+        let Abilities {
+            clone,
+            punch,
+            remote,
+            ..
+        } = self.abilities;
+        // A server that clones would share the blocks, and a copy has its own. One that can't make
+        // holes does not tell of them either: all of the file looks like data.
+        let mut on_server = remote && !clone && punch;
+        let sparse = remote && !punch;
         let (mut done, mut behind) = (0, ByteRange::new(0, 0));
         stop.report(0, total);
         for range in ranges {
@@ -199,7 +209,12 @@ impl Inner {
                 if !on_server {
                     let part = &mut buffer[..piece.length as usize];
                     from.read_exact_at(part, at).map_err(failed)?;
-                    to.write_all_at(part, at).map_err(failed)?;
+                    let written = if sparse {
+                        write_without_zeros(to, part, at)
+                    } else {
+                        to.write_all_at(part, at)
+                    };
+                    written.map_err(failed)?;
                 }
                 at += piece.length;
                 done += piece.length;
@@ -281,6 +296,24 @@ impl Inner {
     }
 }
 
+/// Writes what is not zero, by the block, where a new file has nothing yet.
+fn write_without_zeros(to: &File, data: &[u8], at: u64) -> io::Result<()> {
+    let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+    let mut blocks = data.chunks(GRANULARITY as usize).peekable();
+    let mut start = 0;
+    while let Some(block) = blocks.next() {
+        let mut end = start + block.len();
+        if !is_zero(block) {
+            while let Some(more) = blocks.next_if(|block| !is_zero(block)) {
+                end += more.len();
+            }
+            to.write_all_at(&data[start..end], at + start as u64)?;
+        }
+        start = end;
+    }
+    Ok(())
+}
+
 /// The ranges of data in the first `size` bytes.
 fn data_ranges(file: &File, size: u64) -> io::Result<Vec<ByteRange>> {
     let mut ranges = Vec::new();
@@ -290,4 +323,33 @@ fn data_ranges(file: &File, size: u64) -> io::Result<Vec<ByteRange>> {
         rest = ByteRange::from_to(data.end(), size);
     }
     Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn without_its_zeros_data_reads_the_same(
+            blocks in proptest::collection::vec(any::<bool>(), 0..12),
+            rest in 0..5000usize,
+            at in 0..9000u64,
+        ) {
+            let mut data: Vec<u8> = Vec::new();
+            for (number, full) in blocks.iter().enumerate() {
+                let fill = if *full { number as u8 + 1 } else { 0 };
+                data.extend([fill; GRANULARITY as usize]);
+            }
+            data.extend(vec![7; rest]);
+            let file = tempfile::tempfile().expect("a file");
+            file.set_len(at + data.len() as u64).expect("its length");
+            write_without_zeros(&file, &data, at).expect("write");
+            let mut found = vec![1; data.len()];
+            file.read_exact_at(&mut found, at).expect("read");
+            prop_assert!(found == data);
+        }
+    }
 }

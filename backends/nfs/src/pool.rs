@@ -353,7 +353,7 @@ impl Pool for DirPool {
             thin: Support::Native,
             thick: if_able(abilities.reserve, Support::None),
             shrink: Support::Native,
-            discard: if_able(abilities.punch, Support::Emulated),
+            discard: if_able(abilities.punch, Support::None),
             changed_extents: if_able(told_apart, Support::Emulated),
             attach: Support::Native,
             adopt: Support::Native,

@@ -89,10 +89,13 @@ impl Place {
                 std::fs::write(root.join(what), data).expect("a foreign file");
             }
             Place::Export(config) => {
-                // Where the lab's server has it.
+                // Where the lab's server has it, and durably: nothing that a client does later would
+                // have the server keep what was written there and not through it.
                 let root = format!("/srv/nfs{}", config.export);
-                let placed = std::fs::write(Path::new(&root).join(what), data);
-                placed.expect("a foreign file");
+                let file = File::create(Path::new(&root).join(what));
+                let mut file = file.expect("a foreign file");
+                file.write_all(&data).expect("write");
+                file.sync_all().expect("sync");
             }
             Place::Group(config) => {
                 place_foreign(&config.group, config.pool.as_deref(), what, &data);
