@@ -18,6 +18,8 @@ pub struct Expect {
     pub size_unit: u64,
     /// A volume of this size must be possible; a thin one, where there are thin ones.
     pub large_size: u64,
+    /// Whether it is known where a volume holds nothing. Where not, all of it is data.
+    pub holes: bool,
     /// Whether zeros are written without writing them out. Where not, `fast_only` must fail.
     pub fast_zeroes: bool,
     /// Whether [`Fixture::reopen`](crate::Fixture::reopen) gives a second, independent pool on the
@@ -86,6 +88,7 @@ impl Expect {
         granularity: 4096,
         size_unit: 512,
         large_size: i64::MAX as u64 / 512 * 512,
+        holes: true,
         fast_zeroes: true,
         second_handle: false,
         longest_name: VolumeName::MAX_LEN,
@@ -120,6 +123,7 @@ impl Expect {
         granularity: 4096,
         size_unit: 512,
         large_size: i64::MAX as u64 / 4096 * 4096,
+        holes: true,
         fast_zeroes: true,
         second_handle: true,
         longest_name: VolumeName::MAX_LEN,
@@ -165,6 +169,7 @@ impl Expect {
             discard: Support::None,
             ..Expect::DIR_COPY.capabilities
         },
+        holes: false,
         fast_zeroes: false,
         ..Expect::NFS_COPY
     };
@@ -181,6 +186,7 @@ impl Expect {
         granularity: 64 << 10,
         size_unit: 64 << 10,
         large_size: 128 << 40,
+        holes: true,
         fast_zeroes: true,
         second_handle: true,
         // The device's name has the group's in it, and may have 127 bytes.
