@@ -25,6 +25,8 @@ use crate::sys;
 
 /// One read and one write.
 const CHUNK: u64 = 1 << 20;
+/// What a server is asked to copy at a time: each such request waits until it is durable.
+const ON_SERVER: u64 = 8 << 20;
 /// Written data that is sent on its way to the disk at a time, so that the last fsync is short.
 const WRITEBACK: u64 = 8 << 20;
 
@@ -204,9 +206,14 @@ impl Inner {
             let mut at = range.offset;
             while at < range.end() {
                 stop.check(op)?;
-                let piece = ByteRange::new(at, (range.end() - at).min(CHUNK));
-                on_server = on_server && sys::copy_on_server(from, to, piece).map_err(failed)?;
-                if !on_server {
+                let most = if on_server { ON_SERVER } else { CHUNK };
+                let piece = ByteRange::new(at, (range.end() - at).min(most));
+                if on_server {
+                    on_server = sys::copy_on_server(from, to, piece).map_err(failed)?;
+                    if !on_server {
+                        continue;
+                    }
+                } else {
                     let part = &mut buffer[..piece.length as usize];
                     from.read_exact_at(part, at).map_err(failed)?;
                     let written = if sparse {
