@@ -267,6 +267,7 @@ impl Layout {
             // lost+found is in every new ext4; our own names may be left of an init cut short.
             let known = [".", "..", "lost+found"].contains(&&*name)
                 || OWN_NAMES.contains(&&*name)
+                || name.starts_with(".nfs")
                 || is_trial(&name);
             if !known {
                 return Err(Error::new(ErrorKind::InvalidConfig, op)

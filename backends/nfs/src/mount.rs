@@ -26,6 +26,10 @@ const PRIVATE: &str = "/run/volmux/nfs";
 const PROGRAM: &str = "/usr/sbin/mount.nfs";
 /// How long an unmount may take before it is left to whoever mounts the export next.
 const UNMOUNT: Duration = Duration::from_secs(5);
+/// How often it is tried while somebody has it open: a child that another thread has just forked has
+/// a copy of each descriptor until it runs its own program.
+const BUSY: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A mounted export. It can't be unmounted while this is there.
 #[derive(Debug)]
@@ -145,13 +149,19 @@ fn unmount(path: &Path, lock_path: &Path) {
     if lock.try_lock().is_err() || lock_path.with_extension("attached").exists() {
         return;
     }
-    match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
-        Ok(()) => {
-            // Should somebody have put something into it, it stays.
-            let _ = std::fs::remove_dir(path);
+    for _ in 0..BUSY {
+        match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
+            Ok(()) => {
+                // Should somebody have put something into it, it stays.
+                let _ = std::fs::remove_dir(path);
+                return;
+            }
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(PAUSE),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "stays mounted");
+                return;
+            }
         }
-        Err(rustix::io::Errno::BUSY) => {}
-        Err(error) => tracing::warn!(path = %path.display(), %error, "stays mounted"),
     }
 }
 
