@@ -13,10 +13,18 @@ if [ -z "${VOLMUX:-}" ]; then
     cargo build --locked --manifest-path "$here/../Cargo.toml" -p volmux-cli
     VOLMUX=${CARGO_TARGET_DIR:-$here/../target}/debug/volmux
 fi
+export VOLMUX_POOL=$url
+# Before anything is made, for what it makes is removed at the end.
+volumes=$("$VOLMUX" volume list --json)
+if [ -n "$volumes" ]; then
+    echo "$url is not empty: see volmux --pool $url volume list" >&2
+    exit 2
+fi
 work=$(mktemp -d)
 
 clean_up() {
     for volume in web monday test; do
+        # Some may not have been made, or be attached; then the next run says that it is not empty.
         "$VOLMUX" volume delete "$volume" >/dev/null 2>&1 || true
     done
     rm -rf "$work"
@@ -52,10 +60,10 @@ field() { # NAME: of the JSON document on standard input
 }
 
 mounted() {
+    # None is a number, too.
     grep -c " /run/volmux/nfs/" /proc/self/mountinfo || true
 }
 
-export VOLMUX_POOL=$url
 echo "volumes in $url"
 before=$(mounted)
 head -c 3000000 /dev/urandom >"$work/image"

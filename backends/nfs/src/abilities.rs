@@ -1,7 +1,7 @@
 //! What the file system under a pool can do, found by trying it.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
@@ -48,15 +48,16 @@ impl Abilities {
         let (Ok(from), Ok(to)) = (trial(), trial()) else {
             return Ok(untried);
         };
-        // Not empty: nothing of nothing is easily shared.
-        if from.file().write_all(&[1; LENGTH as usize]).is_err() {
-            return Ok(untried);
-        }
+        // Not empty, for nothing of nothing is easily shared; and without data, for which there may be
+        // no room.
+        from.file().set_len(LENGTH)?;
         let (all, part) = (ByteRange::new(0, LENGTH), ByteRange::new(0, LENGTH / 2));
         let can = |done: io::Result<()>| match done {
             Err(error) if is_unsupported(&error) => Ok(false),
-            // Such as a disk that is full: the file system can do it.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => Ok(true),
+            // The file system can do it, and has no room.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+                Ok(true)
+            }
             done => done.map(|()| true),
         };
         Ok(Abilities {

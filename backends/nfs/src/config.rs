@@ -112,7 +112,7 @@ pub struct NfsConfig {
     /// Write even where a mount is soft or without locks.
     #[serde(default)]
     pub force: bool,
-    /// Seconds after which a server that does not answer makes a call fail; 60 if none is given.
+    /// Seconds after which a server that does not answer makes a call fail; 120 if none is given.
     pub timeout: Option<u64>,
     /// See [`DirConfig::init`].
     #[serde(default)]

@@ -68,11 +68,16 @@ impl Mount {
         }
         mount(&wanted, &directory, time).await?;
         let found = find(&wanted, Some((&directory, &lock_path))).await?;
+        if found.is_none() {
+            // It would lie below the next one.
+            let _ = rustix::mount::unmount(&directory, UnmountFlags::DETACH);
+        }
         drop(lock);
         found.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, OP)
                 .with("export", &wanted.source)
-                .reason("it was mounted, and is not there any more")
+                .reason("it was mounted, and not as it was asked for")
+                .help("see what the server lets this host have, and the kernel's log")
         })
     }
 }

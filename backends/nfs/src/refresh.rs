@@ -8,6 +8,7 @@ use crate::layout::{PoolDirs, file_error};
 use crate::list::volume_of;
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
+use crate::sys;
 
 const OP: &str = "refresh";
 
@@ -26,6 +27,10 @@ impl Inner {
             _ => self.find_renamed(pool, open.id)?,
         };
         let size = record.virtual_size.bytes();
+        if self.abilities.remote {
+            let looked = sys::look_again(&*open.file);
+            looked.map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+        }
         let file = open.file.metadata();
         let length = file.map_err(|e| file_error(OP, self.layout.full("data"), e))?;
         // None of this can happen while the volume is locked, so somebody did not heed the lock.

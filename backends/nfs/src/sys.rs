@@ -120,12 +120,12 @@ pub fn is_remote(file: impl AsFd) -> io::Result<bool> {
     Ok(rustix::fs::fstatfs(file)?.f_type as u64 == NFS_SUPER_MAGIC)
 }
 
-/// Has an NFS client ask its server what the directory is like now, and forget what it knows of the
-/// names in it if they have changed (AT_STATX_FORCE_SYNC, statx(2)). By itself it would for half a
+/// Has an NFS client ask its server what a file or a directory is like now, and forget what it knows
+/// of the names in that if they have changed (AT_STATX_FORCE_SYNC, statx(2)). By itself it would for half a
 /// minute not see what other hosts do there.
-pub fn look_again(dir: impl AsFd) -> io::Result<()> {
+pub fn look_again(file: impl AsFd) -> io::Result<()> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    rustix::fs::statx(dir, "", flags, StatxFlags::BASIC_STATS)?;
+    rustix::fs::statx(file, "", flags, StatxFlags::BASIC_STATS)?;
     Ok(())
 }
 
