@@ -2,19 +2,17 @@
 //! In the lab, one after the other: the server is everybody's.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use volmux::nfs::NfsConfig;
 use volmux::{
-    AuditOptions, ByteSize, CreateOptions, ErrorKind, Finding, FindingKind, OpenOptions, Pool,
-    PoolExt, SnapshotOptions,
+    AuditOptions, BlockDevice, ByteSize, CreateOptions, ErrorKind, Finding, FindingKind,
+    OpenOptions, Pool, PoolExt, SnapshotOptions,
 };
-use volmux_conformance::nfs::{Export, Server, run};
+use volmux_conformance::nfs::{Export, ROUNDS, Server, run};
 use volmux_conformance::{checked_name as n, on, pattern};
 
 const MIB: u64 = 1 << 20;
@@ -254,12 +252,10 @@ impl Host {
         assert!(status.success(), "{args:?}");
     }
 
-    /// This program, there: the test `name`, told `what`.
-    fn start(&self, name: &str, what: &str) -> Child {
-        let program = std::env::current_exe().expect("it has a path");
-        let program = program.to_str().expect("UTF-8");
-        let mut command = self.command(&[program, "--ignored", "--exact", name, "--nocapture"]);
-        command.env("OTHER_HOST", what).stdout(Stdio::null());
+    /// Has `nfs-host` do this there.
+    fn start(&self, what: &str, export: &str) -> Child {
+        let program = env!("CARGO_BIN_EXE_nfs-host");
+        let mut command = self.command(&[program, what, &self.server(), export]);
         command.spawn().expect("it starts")
     }
 }
@@ -273,118 +269,89 @@ impl Drop for Host {
     }
 }
 
-const ROUNDS: u64 = 12;
-
-/// What `host` is told: where the pool is from there.
-fn told(host: &Host, export: &Export, config: &NfsConfig) -> String {
-    let what = format!("10.99.{}.0/24:{}", host.number, export.path().display());
-    let options = "rw,sync,no_root_squash,insecure,no_subtree_check,fsid=";
-    let root = format!("10.99.{}.0/24:/srv/nfs", host.number);
-    run("exportfs", &["-o", &format!("{options}0"), &root]);
-    // As it is exported to everybody else.
-    let number: u32 = export
-        .path()
-        .to_string_lossy()
-        .rsplit('e')
-        .next()
-        .and_then(|n| n.parse().ok())
-        .expect("a number");
-    run(
-        "exportfs",
-        &["-o", &format!("{options}{}", number + 10), &what],
-    );
-    format!("{} {}", host.server(), config.export)
+/// A pool that this host and another one have.
+struct Scene {
+    config: NfsConfig,
+    host: Host,
+    pool: Arc<dyn Pool>,
+    export: Export,
 }
 
-/// The pool, as the other host was told.
-async fn pool_there() -> Option<Arc<dyn Pool>> {
-    let told = std::env::var("OTHER_HOST").ok()?;
-    let (server, export) = told.split_once(' ')?;
-    let mut config = NfsConfig::new(server, export);
-    config.vers = Some("4.2".into());
-    Some(opened(&config).await)
-}
+impl Scene {
+    async fn new(number: u8) -> Scene {
+        let (export, config) = export("xfs");
+        let host = Host::new(number);
+        export.also_to(&format!("10.99.{number}.0/24"));
+        Scene {
+            pool: opened(&config).await,
+            config,
+            host,
+            export,
+        }
+    }
 
-/// Takes the volume, counts in it, and gives it back, so often.
-async fn count(pool: &dyn Pool) {
-    let end = Instant::now() + Duration::from_secs(400);
-    let mut done = 0;
-    while done < ROUNDS {
-        assert!(Instant::now() < end, "it is never free");
-        let device = match pool.open_volume(&n("a"), OpenOptions::read_write()).await {
-            Ok(device) => device,
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                continue;
-            }
-        };
-        let found = device.read_at(0, 8).await.expect("read");
-        let number = u64::from_le_bytes(found[..].try_into().expect("eight bytes"));
-        // Long enough for another writer to do harm, were it let in.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let next = Bytes::copy_from_slice(&(number + 1).to_le_bytes());
-        device.write_at(0, next).await.expect("write");
-        device.flush().await.expect("flush");
-        done += 1;
+    async fn create(&self, name: &str) {
+        let options = CreateOptions::thin(ByteSize::new(MIB));
+        let made = self.pool.create_volume(&n(name), options).await;
+        made.expect("create");
+    }
+
+    async fn open(&self, name: &str, options: OpenOptions) -> Arc<dyn BlockDevice> {
+        let opened = self.pool.open_volume(&n(name), options).await;
+        opened.expect("open")
+    }
+
+    /// Has the other host do this.
+    fn start(&self, what: &str) -> Child {
+        self.host.start(what, &self.config.export)
     }
 }
 
-/// Not a test of its own: what the other host does.
-#[test]
-#[ignore = "run by two_hosts_never_write_one_volume_at_once"]
-fn counts_there() {
-    on(async {
-        if let Some(pool) = pool_there().await {
-            count(&*pool).await;
-        }
-    });
+/// Waits for what must succeed.
+async fn ended(mut child: Child) {
+    let status = tokio::task::spawn_blocking(move || child.wait()).await;
+    let status = status.expect("no panic").expect("it ends");
+    assert!(status.success(), "{status}");
 }
 
 #[test]
 #[ignore = "needs the kernel's NFS server: tests/lab/run"]
 fn two_hosts_never_write_one_volume_at_once() {
-    let (export, config) = export("xfs");
-    let host = Host::new(1);
-    let told = told(&host, &export, &config);
     on(async {
-        let pool = opened(&config).await;
-        let options = CreateOptions::thin(ByteSize::new(MIB));
-        pool.create_volume(&n("a"), options).await.expect("create");
-        let mut other = host.start("counts_there", &told);
-        count(&*pool).await;
-        let status = tokio::task::spawn_blocking(move || other.wait()).await;
-        let status = status.expect("no panic").expect("it ends");
-        assert!(status.success(), "{status}");
-        let device = pool.open_volume(&n("a"), OpenOptions::read_only()).await;
-        let found = device.expect("open").read_at(0, 8).await.expect("read");
+        let scene = Scene::new(1).await;
+        scene.create("a").await;
+        let other = scene.start("count");
+        let here = Command::new(env!("CARGO_BIN_EXE_nfs-host"))
+            .args(["count", &scene.config.host, &scene.config.export])
+            .spawn();
+        ended(here.expect("it starts")).await;
+        ended(other).await;
+        let device = scene.open("a", OpenOptions::read_only()).await;
+        let found = device.read_at(0, 8).await.expect("read");
         assert_eq!(found[..], (2 * ROUNDS).to_le_bytes());
     });
 }
 
-/// Not a test of its own: volumes come, are renamed and go, all the time.
 #[test]
-#[ignore = "run by what_another_host_does_is_seen_at_once"]
-fn changes_there() {
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn a_resize_by_another_host_is_seen_by_who_has_the_volume_open() {
     on(async {
-        let Some(pool) = pool_there().await else {
-            return;
-        };
-        let options = CreateOptions::thin(ByteSize::new(MIB));
-        for round in 0..1000 {
-            let (name, to) = (n("there"), n("renamed"));
-            pool.create_volume(&name, options).await.expect("create");
-            pool.rename_volume(&name, &to).await.expect("rename");
-            let taken = n("taken");
-            let options = SnapshotOptions::default();
-            let made = pool.snapshot_volume(&to, &taken, options).await;
-            made.expect("snapshot");
-            pool.delete_volume(&to).await.expect("delete");
-            pool.delete_volume(&taken).await.expect("delete");
-            if pool.volume(&n("stop")).await.is_ok() {
-                assert!(round > 0, "it was stopped at once");
-                return;
-            }
+        let scene = Scene::new(4).await;
+        scene.create("a").await;
+        let device = scene.open("a", OpenOptions::read_write()).await;
+        device.write_at(0, pattern(1, BLOCK)).await.expect("write");
+        assert_eq!(device.refresh().await.expect("refresh"), MIB);
+        ended(scene.start("grow")).await;
+        assert_eq!(device.refresh().await.expect("refresh"), 2 * MIB);
+        let end = 2 * MIB - BLOCK as u64;
+        device
+            .write_at(end, pattern(2, BLOCK))
+            .await
+            .expect("write");
+        device.flush().await.expect("flush");
+        for (at, seed) in [(0, 1), (end, 2)] {
+            let found = device.read_at(at, BLOCK).await.expect("read");
+            assert_eq!(found, pattern(seed, BLOCK));
         }
     });
 }
@@ -392,16 +359,11 @@ fn changes_there() {
 #[test]
 #[ignore = "needs the kernel's NFS server: tests/lab/run"]
 fn what_another_host_does_is_seen_at_once() {
-    let (export, config) = export("xfs");
-    let host = Host::new(2);
-    let told = told(&host, &export, &config);
     on(async {
-        let pool = opened(&config).await;
-        let options = CreateOptions::thin(ByteSize::new(MIB));
-        pool.create_volume(&n("mine"), options)
-            .await
-            .expect("create");
-        let mut other = host.start("changes_there", &told);
+        let scene = Scene::new(2).await;
+        scene.create("mine").await;
+        let pool = &scene.pool;
+        let other = scene.start("change");
         let mut seen = [false; 2];
         for round in 0..40 {
             // What they make may look like a leftover for a moment; they then make it again.
@@ -412,21 +374,12 @@ fn what_another_host_does_is_seen_at_once() {
             assert!(fine, "round {round}: {report:?}");
             seen[0] |= pool.volume(&n("there")).await.is_ok();
             seen[1] |= pool.volume(&n("renamed")).await.is_ok();
-            let mine = pool
-                .volumes()
-                .await
-                .expect("list")
-                .iter()
-                .any(|v| v.name == n("mine"));
-            assert!(mine);
+            let all = pool.volumes().await.expect("list");
+            assert!(all.iter().any(|volume| volume.name == n("mine")));
         }
         assert_eq!(seen, [true; 2]);
-        pool.create_volume(&n("stop"), options)
-            .await
-            .expect("create");
-        let status = tokio::task::spawn_blocking(move || other.wait()).await;
-        let status = status.expect("no panic").expect("it ends");
-        assert!(status.success(), "{status}");
+        scene.create("stop").await;
+        ended(other).await;
         let left = pool.volumes().await.expect("list");
         assert_eq!(left.len(), 2, "{left:?}");
     });
@@ -435,24 +388,16 @@ fn what_another_host_does_is_seen_at_once() {
 #[test]
 #[ignore = "needs the kernel's NFS server: tests/lab/run"]
 fn whoever_is_killed_leaves_a_pool_that_audits_clean() {
-    let (export, config) = export("xfs");
-    let host = Host::new(3);
-    let told = told(&host, &export, &config);
     on(async {
-        let pool = opened(&config).await;
-        let options = CreateOptions::thin(ByteSize::new(MIB));
-        pool.create_volume(&n("mine"), options)
-            .await
-            .expect("create");
-        let device = pool
-            .open_volume(&n("mine"), OpenOptions::read_write())
-            .await;
-        let device = device.expect("open");
+        let scene = Scene::new(3).await;
+        scene.create("mine").await;
+        let device = scene.open("mine", OpenOptions::read_write()).await;
         device.write_at(0, pattern(7, BLOCK)).await.expect("write");
         device.flush().await.expect("flush");
         drop(device);
+        let pool = &scene.pool;
         for kill in 0..10u64 {
-            let mut other = host.start("changes_there", &told);
+            let mut other = scene.start("change");
             tokio::time::sleep(Duration::from_millis(2500 + kill * 37)).await;
             // `ip` and `sh` have become the program.
             other.kill().expect("kill");
@@ -467,12 +412,12 @@ fn whoever_is_killed_leaves_a_pool_that_audits_clean() {
             let left = pool.volumes().await.expect("list");
             assert_eq!(left.len(), 1, "{left:?}");
         }
-        let device = pool.open_volume(&n("mine"), OpenOptions::read_only()).await;
-        let found = device.expect("open").read_at(0, BLOCK).await.expect("read");
+        let device = scene.open("mine", OpenOptions::read_only()).await;
+        let found = device.read_at(0, BLOCK).await.expect("read");
         assert_eq!(found, pattern(7, BLOCK));
+        drop(device);
+        let data = scene.export.path().join("pool/data");
+        let files = fs::read_dir(&data).expect("list").count();
+        assert_eq!(files, 1, "nothing is left on the server");
     });
-    let data = export.path().join("pool/data");
-    let files = fs::read_dir(&data).expect("list").count();
-    assert_eq!(files, 1, "nothing is left on the server");
-    assert!(Path::new("/proc/fs/nfsd").exists());
 }

@@ -100,9 +100,12 @@ impl Server {
     }
 }
 
-/// Exports a directory below [`ROOT`] to this machine.
-fn export(name: &str, options: &str) {
-    let what = format!("127.0.0.1:{}", Path::new(ROOT).join(name).display());
+/// How often each of two hosts takes a volume from the other.
+pub const ROUNDS: u64 = 12;
+
+/// Exports a directory below [`ROOT`] to `whom`.
+fn export(whom: &str, name: &str, options: &str) {
+    let what = format!("{whom}:{}", Path::new(ROOT).join(name).display());
     run("exportfs", &["-o", options, &what]);
 }
 
@@ -110,6 +113,7 @@ fn export(name: &str, options: &str) {
 #[derive(Debug)]
 pub struct Export {
     name: String,
+    number: u64,
     image: PathBuf,
 }
 
@@ -132,7 +136,11 @@ impl Export {
         let file = std::fs::File::create(&image).expect("a file in memory");
         file.set_len(bytes).expect("a sparse file");
         let quiet = if kind == "xfs" { "-q" } else { "-F" };
-        let made = Export { name, image };
+        let made = Export {
+            name,
+            number,
+            image,
+        };
         let shown = made.image.to_str().expect("a path of ASCII");
         run(&format!("/usr/sbin/mkfs.{kind}"), &[quiet, shown]);
         let path = made.path();
@@ -142,8 +150,23 @@ impl Export {
             "mount",
             &["-o", "loop", shown, path.to_str().expect("ASCII")],
         );
-        export(&made.name, &format!("{EXPORTED},fsid={}", number + 10));
+        made.to("127.0.0.1");
         made
+    }
+
+    fn to(&self, whom: &str) {
+        let options = format!("{EXPORTED},fsid={}", self.number + 10);
+        export(whom, &self.name, &options);
+    }
+
+    /// Lets another host, or a network of them, have it too.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn also_to(&self, whom: &str) {
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        export(whom, "", &format!("{EXPORTED},fsid=0"));
+        self.to(whom);
     }
 
     /// Where the server has it.
