@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use volmux_core::{ByteRange, VolumeId};
 
-use crate::layout::Staged;
+use crate::staged::Staged;
 use crate::sys;
 
 /// What the name of a file that is tried on ends with.

@@ -14,10 +14,11 @@ use volmux_core::{
 
 use crate::abilities::is_trial;
 use crate::inuse;
-use crate::layout::{OWN_NAMES, PoolDirs, file_error, lock_leftover, open_beneath};
+use crate::layout::{OWN_NAMES, PoolDirs, file_error, open_beneath};
 use crate::list::volume_of;
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
+use crate::staged::lock_leftover;
 
 const OP: &str = "audit";
 

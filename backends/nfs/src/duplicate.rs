@@ -16,11 +16,12 @@ use crate::abilities::Abilities;
 use crate::device::Open;
 use crate::extents::GRANULARITY;
 use crate::inuse;
-use crate::layout::{PoolDirs, StagedData, file_error};
+use crate::layout::{PoolDirs, file_error};
 use crate::lifecycle::check_not_snapshot;
 use crate::pool::Inner;
 use crate::queue::Stop;
 use crate::record::VolumeRecord;
+use crate::staged::StagedData;
 use crate::sys;
 
 /// One read and one write.

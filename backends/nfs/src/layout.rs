@@ -13,18 +13,19 @@
 //! that ends with the process, which is how an audit tells them from leftovers.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::abilities::is_trial;
 use crate::record::{self, FORMAT_VERSION, MAX_RECORD_BYTES, PoolRecord, Record, VolumeRecord};
+use crate::staged::{Staged, StagedData, rename_new};
 use crate::sys::{self, Lock, Locked};
 
 const POOL_FILE: &str = "pool.json";
@@ -33,8 +34,6 @@ const DIRS: [&str; 3] = ["volumes", "data", "tmp"];
 /// Names in the root that are the pool's own.
 pub const OWN_NAMES: [&str; 5] = [POOL_FILE, LOCK_FILE, "volumes", "data", "tmp"];
 
-/// Held exclusively on a file in the making. QEMU locks bytes from 100 on, so this one is ours.
-const MAKING: ByteRange = ByteRange::new(0, 1);
 /// Bytes of the lock file past those of the names.
 const ADMISSION: u64 = 1 << 62;
 const MOVES: u64 = ADMISSION + 1;
@@ -573,137 +572,4 @@ pub struct NewName<'a> {
 #[derive(Debug)]
 pub struct NameLock {
     _file: Locked,
-}
-
-/// A file in the making: locked, and removed again unless it is published or kept.
-#[derive(Debug)]
-pub struct Staged {
-    dir: OwnedFd,
-    name: String,
-    /// The open file.
-    pub file: Locked,
-    remove: bool,
-}
-
-/// A data file in the making.
-#[derive(Debug)]
-pub struct StagedData {
-    /// Its id.
-    pub id: VolumeId,
-    staged: Staged,
-}
-
-impl StagedData {
-    /// The open file.
-    pub fn file(&self) -> &File {
-        &self.staged.file
-    }
-
-    /// A data file that is a second link to `file`, for adoption.
-    pub fn link(pool: &PoolDirs, file: Locked) -> io::Result<StagedData> {
-        use std::os::fd::AsRawFd;
-        if !sys::try_lock(&file, Lock::Exclusive, MAKING)? {
-            return Err(io::Error::from_raw_os_error(libc::EBUSY));
-        }
-        let id = VolumeId::random();
-        let dir = pool.data.try_clone()?;
-        // Through the descriptor, so that it is this file whatever its path names by now.
-        let fd_path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let flags = AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(rustix::fs::CWD, fd_path, &dir, data_file(id), flags)?;
-        Ok(StagedData {
-            id,
-            staged: Staged {
-                dir,
-                name: data_file(id),
-                file,
-                remove: true,
-            },
-        })
-    }
-}
-
-impl Staged {
-    /// A new file with a name of its own that ends with `suffix`.
-    pub fn create(dir: &OwnedFd, suffix: &str) -> io::Result<(VolumeId, Staged)> {
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        loop {
-            // Another name each time: an audit that took the last one for a leftover is about to
-            // remove it by its name.
-            let id = VolumeId::random();
-            let name = format!("{id}{suffix}");
-            let mode = Mode::RUSR | Mode::WUSR;
-            let file = File::from(rustix::fs::openat(dir, &name, flags, mode)?).into();
-            let dir = dir.try_clone()?;
-            let staged = Staged {
-                dir,
-                name,
-                file,
-                remove: true,
-            };
-            let locked = sys::try_lock(&staged.file, Lock::Exclusive, MAKING)?;
-            if locked && rustix::fs::fstat(&*staged.file)?.st_nlink > 0 {
-                return Ok((id, staged));
-            }
-        }
-    }
-
-    fn record<T: serde::Serialize>(dir: &OwnedFd, record: &T) -> io::Result<Staged> {
-        let (_, staged) = Staged::create(dir, ".json")?;
-        (&*staged.file).write_all(&record::encode(record))?;
-        staged.file.sync_all()?;
-        Ok(staged)
-    }
-
-    fn publish_new(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        match rename_new(&self.dir, &self.name, dir, name) {
-            // NFS has no such thing. The second name is removed when this is dropped.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => self.link_new(dir, name),
-            renamed => {
-                renamed?;
-                self.remove = false;
-                Ok(())
-            }
-        }
-    }
-
-    fn link_new(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        let linked = rustix::fs::linkat(&self.dir, &self.name, dir, name, AtFlags::empty());
-        // A server that was asked again, because its answer was lost, has done it already.
-        if linked == Err(Errno::EXIST) {
-            let there = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let own = rustix::fs::fstat(&*self.file)?;
-            if (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino) {
-                return Ok(());
-            }
-        }
-        Ok(linked?)
-    }
-
-    fn publish_over(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        rustix::fs::renameat(&self.dir, &self.name, dir, name)?;
-        self.remove = false;
-        Ok(())
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if self.remove
-            && let Err(error) = rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty())
-            && error != Errno::NOENT
-        {
-            tracing::warn!(file = self.name, %error, "left behind, for an audit to remove");
-        }
-    }
-}
-
-fn rename_new(from: &OwnedFd, name: &str, to: &OwnedFd, new: &str) -> rustix::io::Result<()> {
-    rustix::fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE)
-}
-
-/// Takes the lock of a file in the making; `Ok(false)` if a live process is making it.
-pub fn lock_leftover(file: &File) -> io::Result<bool> {
-    sys::try_lock(file, Lock::Exclusive, MAKING)
 }

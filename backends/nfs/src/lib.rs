@@ -27,6 +27,7 @@ mod queue;
 mod record;
 mod refresh;
 mod space;
+mod staged;
 mod sys;
 
 pub use config::{DirConfig, NfsConfig};

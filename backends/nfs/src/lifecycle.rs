@@ -11,9 +11,10 @@ use volmux_core::{
     ResizeOptions, Result, Sharing, SpaceRequest, Volume, VolumeName,
 };
 
-use crate::layout::{NewName, OWN_NAMES, PoolDirs, StagedData, file_error, open_beneath};
+use crate::layout::{NewName, OWN_NAMES, PoolDirs, file_error, open_beneath};
 use crate::pool::Inner;
 use crate::record::{SECTOR, VolumeRecord};
+use crate::staged::StagedData;
 use crate::sys::Locked;
 use crate::{extents, inuse, sys};
 
