@@ -178,6 +178,8 @@ struct Wanted {
     label: String,
     vers: Option<String>,
     port: Option<u16>,
+    sec: Option<String>,
+    proto: Option<String>,
     /// What else was asked for, as mount.nfs(8) takes it.
     options: String,
     writes: bool,
@@ -218,6 +220,8 @@ impl Wanted {
             label: format!("nfs://{}{port}{export}", config.host),
             vers: config.vers.clone(),
             port: config.port,
+            sec: config.sec.clone(),
+            proto: config.proto.clone(),
             options: options.join(","),
             writes: !config.read_only,
             careless: config.force || config.read_only,
@@ -245,12 +249,20 @@ impl Wanted {
         let port = self
             .port
             .is_none_or(|wanted| found.unwrap_or(2049) == wanted);
+        // Who asks for privacy must not get a mount without; the rest is about speed.
+        let same = |name: &str, wanted: &Option<String>| {
+            wanted
+                .as_deref()
+                .is_none_or(|wanted| option(name) == Some(wanted))
+        };
         let careful = !flag("soft") && !flag("softerr") && option("local_lock") == Some("none");
         matches!(&*mounted.kind, "nfs" | "nfs4")
             && mounted.source == self.source
             && mounted.root == "/"
             && vers
             && port
+            && same("sec", &self.sec)
+            && same("proto", &self.proto)
             && (self.careless || careful)
             && !(self.writes && mounted.read_only)
     }

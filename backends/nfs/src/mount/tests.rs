@@ -39,6 +39,10 @@ fn mounts_are_found() {
     assert_eq!(a(|c| c.vers = Some("3".into())), None);
     assert_eq!(a(|c| c.port = Some(2049)), Some("/srv/a".into()));
     assert_eq!(a(|c| c.port = Some(2050)), None);
+    assert_eq!(a(|c| c.sec = Some("sys".into())), Some("/srv/a".into()));
+    assert_eq!(a(|c| c.sec = Some("krb5p".into())), None);
+    assert_eq!(a(|c| c.proto = Some("tcp".into())), Some("/srv/a".into()));
+    assert_eq!(a(|c| c.proto = Some("rdma".into())), None);
     assert_eq!(a(|c| c.host = "other".into()), None);
     assert_eq!(found(&wanted(|_| (), "/srv")), None);
 }
