@@ -247,7 +247,7 @@ fn a_volume_record_of_a_newer_version_is_left_alone() {
         let good = json_of(&std::fs::read(scene.record()).expect("a record"));
         assert!(good.contains("\"version\":1"), "{good}");
         for more in ["", "\"of_the_future\":true,"] {
-            let newer = good.replace("\"version\":1,", &format!("\"version\":2,{more}"));
+            let newer = good.replace("\"version\":1,", &format!("\"version\":3,{more}"));
             std::fs::write(scene.record(), record_of(&newer)).expect("write");
             let before = scene.tree();
             let looked = scene.pool.volume(&n("a")).await;
@@ -275,7 +275,7 @@ fn a_damaged_pool_record_is_told_and_not_replaced() {
             assert_error(opened, ErrorKind::Corrupt, &record, what);
             assert_eq!(scene.tree(), before, "{what}");
         }
-        let newer = json_of(&good).replace("\"version\":1", "\"version\":2");
+        let newer = json_of(&good).replace("\"version\":1", "\"version\":3");
         std::fs::write(&record, record_of(&newer)).expect("write");
         let opened = DirPool::open(DirConfig::new(scene.path(""))).await;
         assert_error(opened, ErrorKind::InvalidConfig, &record, "newer");

@@ -28,7 +28,7 @@ conformance!(
     #[ignore = "needs the kernel's NFS server: tests/lab/run"]
     v42_ext4,
     copies,
-    Expect::NFS_COPY
+    Expect::NFS_CHAIN
 );
 conformance!(
     #[ignore = "needs the kernel's NFS server: tests/lab/run"]

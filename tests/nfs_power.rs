@@ -12,11 +12,20 @@ const BOOT: &str = concat!(
     exportfs -o rw,sync,no_root_squash,insecure,no_subtree_check,fsid=1 127.0.0.1:/srv/nfs/v"
 );
 
-#[test]
-#[ignore = "boots the lab many times: make check-nfs"]
-fn a_pool_survives_every_power_cut() {
-    let make = "mkfs.xfs -q /dev/vda && sync /dev/vda";
+fn cut_on(make: &str) {
     let worker = env!("CARGO_BIN_EXE_crash-worker");
     let pool = "nfs://127.0.0.1/v?vers=4.2";
     Machine::new(worker, 400 * MIB, make, BOOT, pool).cut_again_and_again(20);
+}
+
+#[test]
+#[ignore = "boots the lab many times: make check-nfs"]
+fn a_pool_that_clones_survives_every_power_cut() {
+    cut_on("mkfs.xfs -q /dev/vda && sync /dev/vda");
+}
+
+#[test]
+#[ignore = "boots the lab many times: make check-nfs"]
+fn a_pool_of_chains_survives_every_power_cut() {
+    cut_on("mkfs.ext4 -q /dev/vda && sync /dev/vda");
 }

@@ -162,6 +162,11 @@ pub enum VolumeCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make a volume independent of the data files of others; its content stays the same
+    Flatten {
+        /// The volume's name
+        name: String,
+    },
     /// Take a volume away from whoever has it open for writing, and close it
     TakeOver {
         /// The volume's name

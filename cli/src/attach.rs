@@ -33,18 +33,31 @@ pub async fn attach(app: &App, args: &AttachArgs) -> Result<u8> {
         .await?;
     app.out
         .show(&AttachmentDoc::from(&attached), || path(&attached))?;
+    if let Some(text) = format_text(&attached).filter(|_| !app.out.json()) {
+        app.warn(&text);
+    }
     Ok(0)
 }
 
 /// The path alone, for scripts.
 fn path(attached: &Attachment) -> String {
     match &attached.target {
-        AttachTarget::File { path } | AttachTarget::BlockDevice { path } => {
-            path.display().to_string()
-        }
+        AttachTarget::File { path }
+        | AttachTarget::BlockDevice { path }
+        | AttachTarget::Qcow2 { path } => path.display().to_string(),
         // Kinds that later versions may add.
         other => format!("{other:?}"),
     }
+}
+
+/// What the path alone does not tell: a guest that is given an image as raw destroys it.
+fn format_text(attached: &Attachment) -> Option<String> {
+    matches!(attached.target, AttachTarget::Qcow2 { .. }).then(|| {
+        format!(
+            "{} is a qcow2 image: open it with format qcow2, given explicitly",
+            attached.volume
+        )
+    })
 }
 
 /// Ends an attachment.

@@ -2,8 +2,8 @@
 
 use futures::StreamExt;
 use volmux::{
-    ByteSize, CloneOptions, CopyOptions, CreateOptions, OpenOptions, Pool, PoolExt, Provisioning,
-    Result, SnapshotOptions, Volume, VolumeName,
+    ByteSize, CloneOptions, CopyOptions, CreateOptions, FlattenOptions, OpenOptions, Pool, PoolExt,
+    Provisioning, Result, SnapshotOptions, Volume, VolumeName,
 };
 
 use crate::app::{App, new_name};
@@ -36,6 +36,7 @@ pub async fn run(app: &App, command: VolumeCommand) -> Result<u8> {
             snapshot,
             dry_run,
         } => destroy::revert(app, &name, &snapshot, dry_run).await,
+        C::Flatten { name } => flatten(app, &name).await,
         C::TakeOver { name } => take_over(app, &name).await,
         C::Copy { source, name, to } => copy(app, &source, &name, to.as_deref()).await,
         C::Extents {
@@ -177,6 +178,17 @@ async fn copy(app: &App, source: &str, name: &str, to: Option<&str>) -> Result<u
     };
     drop(bar);
     show_made(app, target.as_ref(), "created", &volume).await
+}
+
+async fn flatten(app: &App, name: &str) -> Result<u8> {
+    let name = VolumeName::new(name)?;
+    let pool = app.pool().await?;
+    let (bar, control) = app.progress("flatten");
+    let volume = pool
+        .flatten_volume(&name, FlattenOptions { control })
+        .await?;
+    drop(bar);
+    show_made(app, pool.as_ref(), "flattened", &volume).await
 }
 
 /// Prints each volume as it comes, or sorted. One that can't be read is told of and does not stop

@@ -205,6 +205,7 @@ fn each_kind_of_error_has_its_exit_code() {
         &["volume", "clone", "nix", "x"],
         &["volume", "copy", "nix", "x"],
         &["volume", "revert", "nix", "s"],
+        &["volume", "flatten", "nix"],
         &["volume", "extents", "nix"],
         &["volume", "export", "nix", "x", "-f", "raw"],
         &["volume", "import", "no-file", "x", "-f", "raw"],
@@ -215,6 +216,7 @@ fn each_kind_of_error_has_its_exit_code() {
     json(&["volume", "create", "web", "2MiB"]).error(12, "AlreadyExists");
     json(&["volume", "rename", "s", "web"]).error(12, "AlreadyExists");
     json(&["volume", "resize", "s", "2MiB"]).error(14, "InvalidInput");
+    json(&["volume", "flatten", "s"]).error(14, "InvalidInput");
     let full = format!("{}?overcommit_limit=0.0000001", place.url());
     json(&["-p", &full, "volume", "create", "x", "1TiB"]).error(16, "NoSpace");
     let read_only = format!("{}?read_only=true", place.url());

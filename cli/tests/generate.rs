@@ -126,7 +126,7 @@ fn help_and_version_are_there() {
     assert!(place.run(&["--version"]).ok().starts_with("volmux "));
     for command in [
         "create", "list", "info", "resize", "rename", "delete", "snapshot", "clone", "revert",
-        "copy", "extents", "import", "export", "adopt",
+        "flatten", "copy", "extents", "import", "export", "adopt",
     ] {
         let help = place.run(&["volume", command, "--help"]);
         assert!(help.ok().contains("--json"), "{help:?}");

@@ -113,6 +113,12 @@ pub enum AttachTarget {
         /// Absolute path.
         path: PathBuf,
     },
+    /// A file with a qcow2 image; the files below it lie beside it, and its header names them. Open
+    /// it with format qcow2 given explicitly, never probed.
+    Qcow2 {
+        /// Absolute path.
+        path: PathBuf,
+    },
 }
 
 /// An attached volume.

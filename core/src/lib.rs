@@ -32,8 +32,8 @@ pub use device::{BlockDevice, ZeroOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{ExtentKind, ExtentQuery, ExtentStream, Grade};
 pub use pool::{
-    CloneOptions, CopyOptions, CreateOptions, OpenOptions, Pool, PoolExt, ResizeOptions,
-    RevertOptions, SnapshotOptions,
+    CloneOptions, CopyOptions, CreateOptions, FlattenOptions, OpenOptions, Pool, PoolExt,
+    ResizeOptions, RevertOptions, SnapshotOptions,
 };
 pub use registry::{Backend, PoolUrl, Registry};
 pub use size::{ByteRange, ByteSize};

@@ -86,6 +86,13 @@ pub struct RevertOptions {
     pub control: Control,
 }
 
+/// How to flatten.
+#[derive(Clone, Debug, Default)]
+pub struct FlattenOptions {
+    /// Progress and cancellation.
+    pub control: Control,
+}
+
 /// How to open a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -233,6 +240,15 @@ pub trait Pool: Debug + Display + Send + Sync + 'static {
         snapshot: &VolumeName,
         options: RevertOptions,
     ) -> Result<Volume>;
+
+    /// Makes a volume independent of the data files of others, with the same content, where reads
+    /// may have to look through a chain of them ([`Volume::depth`]). A pool without such chains has
+    /// nothing to do and returns the volume as it is.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidInput` for a snapshot; `Busy` while it is open or attached and data has
+    /// to be moved; `NoSpace`.
+    async fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume>;
 
     /// Takes over something that exists in the pool's place and is not yet a volume. `what` is in
     /// the backend's own terms: a path below the root of a directory pool, an LV of a volume group.

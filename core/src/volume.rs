@@ -197,6 +197,10 @@ pub struct Volume {
     /// In how many pieces the data lies, where snapshot and clone cost grows with that number
     /// (reflinks). Filled in by [`Pool::volume`](crate::Pool::volume), not by listings.
     pub fragments: Option<u64>,
+    /// How many data files a read may have to look through, where snapshots and clones are chains
+    /// of them; `None` where they are not. Filled in by [`Pool::volume`](crate::Pool::volume), not
+    /// by listings.
+    pub depth: Option<u64>,
     /// Thin or thick.
     pub provisioning: Provisioning,
     /// Where it came from; `None` for a volume that was created or adopted.
@@ -215,6 +219,7 @@ impl Volume {
             allocated: None,
             exclusive: None,
             fragments: None,
+            depth: None,
             provisioning: Provisioning::Thin,
             origin: None,
             created: SystemTime::now(),

@@ -69,6 +69,10 @@ pub enum Flaw {
     RevertTakesAnything,
     /// Reverting a volume in use succeeds (and does nothing).
     RevertIgnoresUse,
+    /// Flattening damages the first bytes.
+    FlattenLosesData,
+    /// Flattening a snapshot succeeds (and does nothing).
+    FlattenTakesSnapshots,
     /// A snapshot's first bytes are wrong.
     SnapshotHoldsJunk,
     /// A clone's or copy's first bytes are wrong.

@@ -313,6 +313,8 @@ const FLAWS: &[(&str, Flaw)] = &[
         "revert_that_is_cancelled_changes_nothing",
         Flaw::CancelIsInternal,
     ),
+    ("flatten_keeps_content_and_identity", Flaw::FlattenLosesData),
+    ("flatten_takes_no_snapshot", Flaw::FlattenTakesSnapshots),
     ("pool_volume_tells_all_of_a_volume", Flaw::CreatedIsNow),
     ("pool_volume_tells_where_a_volume_came_from", Flaw::NoOrigin),
     ("pool_ids_are_never_used_again", Flaw::IdsFollowNames),

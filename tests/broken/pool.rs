@@ -15,8 +15,9 @@ use volmux::{
     Access, AttachOptions, AttachTarget, Attachment, AuditOptions, AuditReport, BlockDevice,
     ByteRange, ByteSize, Capabilities, CloneOptions, Collected, Control, CopyOptions,
     CreateOptions, Error, ErrorKind, ExtentKind, ExtentQuery, ExtentStream, Finding, FindingKind,
-    Holder, OpenOptions, Pool, PoolExt, Provisioning, ResizeOptions, Result, RevertOptions,
-    Sharing, SnapshotOptions, Support, ThinPolicy, Usage, Volume, VolumeId, VolumeName,
+    FlattenOptions, Holder, OpenOptions, Pool, PoolExt, Provisioning, ResizeOptions, Result,
+    RevertOptions, Sharing, SnapshotOptions, Support, ThinPolicy, Usage, Volume, VolumeId,
+    VolumeName,
 };
 use volmux_conformance::pattern;
 
@@ -463,6 +464,24 @@ impl Pool for Broken {
         }
         Wedge::free(wedge);
         self.done(reverted)
+    }
+
+    async fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume> {
+        let wedge = self.state.wedge("flatten_volume", name.as_str()).await?;
+        let flattened = self.inner.flatten_volume(name, options).await;
+        match (self.flaw(), &flattened) {
+            (Flaw::FlattenLosesData, Ok(_)) => {
+                self.spoil(name, 0, junk()).await;
+            }
+            (Flaw::FlattenTakesSnapshots, Err(error))
+                if error.kind() == ErrorKind::InvalidInput =>
+            {
+                return self.inner.volume(name).await;
+            }
+            _ => {}
+        }
+        Wedge::free(wedge);
+        self.done(flattened)
     }
 
     async fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {

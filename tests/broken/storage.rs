@@ -22,7 +22,7 @@ impl Base {
     pub fn expect(self) -> Expect {
         let expect = match self {
             Base::Memory => Expect::MEMORY,
-            Base::Directory => Expect::DIR_COPY,
+            Base::Directory => Expect::DIR_CHAIN,
         };
         Expect {
             reserved_names: &[RESERVED],

@@ -86,6 +86,13 @@ pub enum Op {
     },
     /// Audit with repair.
     Audit,
+    /// Collect garbage.
+    Collect,
+    /// Give the volume data of its own.
+    Flatten {
+        /// The volume.
+        name: String,
+    },
 }
 
 /// How a volume comes from another one.
@@ -128,6 +135,8 @@ impl fmt::Display for Op {
             Op::Delete { name } => write!(f, "delete {name}"),
             Op::Adopt { name, seed, size } => write!(f, "adopt {name} {seed} {size}"),
             Op::Audit => write!(f, "audit"),
+            Op::Collect => write!(f, "collect"),
+            Op::Flatten { name } => write!(f, "flatten {name}"),
         }
     }
 }
@@ -181,6 +190,8 @@ impl FromStr for Op {
                 size: number(size)?,
             },
             ["audit"] => Op::Audit,
+            ["collect"] => Op::Collect,
+            ["flatten", name] => Op::Flatten { name: name.into() },
             _ => return Err(format!("not an operation: {line:?}")),
         })
     }
@@ -315,7 +326,7 @@ impl Images {
             Op::Adopt { name, seed, size } => {
                 self.insert(name, pattern(*seed, *size as usize).to_vec(), false);
             }
-            Op::Audit => {}
+            Op::Audit | Op::Collect | Op::Flatten { .. } => {}
         }
     }
 

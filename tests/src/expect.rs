@@ -130,16 +130,9 @@ impl Expect {
         reserved_names: &[],
     };
 
-    /// A directory pool on a file system that has to copy. ext4 limits a file to 16 TiB.
-    pub const DIR_COPY: Expect = Expect {
-        capabilities: Capabilities {
-            snapshot: Support::Emulated,
-            clone: Support::Emulated,
-            revert: Support::Emulated,
-            changed_extents: Support::Emulated,
-            ..all_native()
-        },
-        allocated: Grade::Exact,
+    /// A directory pool on a file system that can't: snapshots and clones are chains of images. ext4
+    /// limits a file to 16 TiB.
+    pub const DIR_CHAIN: Expect = Expect {
         large_size: 15 << 40,
         ..Expect::DIR_REFLINK
     };
@@ -155,9 +148,9 @@ impl Expect {
         ..Expect::DIR_REFLINK
     };
 
-    /// A pool on an NFS 4.2 server whose file system has to copy.
-    pub const NFS_COPY: Expect = Expect {
-        capabilities: Expect::DIR_COPY.capabilities,
+    /// A pool on an NFS 4.2 server whose file system can't.
+    pub const NFS_CHAIN: Expect = Expect {
+        capabilities: Expect::DIR_CHAIN.capabilities,
         large_size: 15 << 40,
         ..Expect::NFS_CLONE
     };
@@ -167,11 +160,11 @@ impl Expect {
         capabilities: Capabilities {
             thick: Support::None,
             discard: Support::None,
-            ..Expect::DIR_COPY.capabilities
+            ..Expect::DIR_CHAIN.capabilities
         },
         holes: false,
         fast_zeroes: false,
-        ..Expect::NFS_COPY
+        ..Expect::NFS_CHAIN
     };
 
     /// An LVM thin pool with chunks of 64 KiB in a group with extents of as much.

@@ -20,6 +20,7 @@
 //! are promises of the traits. `tests/broken.rs` proves that every case can fail.
 
 mod cases;
+pub mod chains;
 mod content;
 pub mod crash;
 mod ctx;

@@ -68,6 +68,7 @@ pub const CLAUSES: &[(&str, &str)] = &[
     ),
     ("c12", "every failure is a typed error, and nothing changes"),
     ("revert", "content and size go back to a snapshot, in place"),
+    ("flatten", "a volume comes to stand on data of its own"),
     ("pool", "what else the Pool trait promises"),
     ("device", "what else the BlockDevice trait promises"),
     ("extents", "which ranges hold data, and which changed"),
@@ -212,6 +213,9 @@ macro_rules! __volmux_cases {
                 revert_knows_a_snapshot_by_identity_and_not_by_name [snapshot revert]
                 revert_of_a_volume_in_use_is_busy [snapshot revert]
                 revert_that_is_cancelled_changes_nothing [snapshot revert];
+            flatten:
+                flatten_keeps_content_and_identity [snapshot clone]
+                flatten_takes_no_snapshot [snapshot];
             pool:
                 pool_volume_tells_all_of_a_volume []
                 pool_volume_tells_where_a_volume_came_from [snapshot clone]

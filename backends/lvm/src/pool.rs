@@ -9,16 +9,16 @@ use futures::stream::{self, BoxStream, StreamExt};
 use volmux_core::{
     AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, Capabilities,
     CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentQuery,
-    ExtentStream, Holder, Names, OpenOptions, OriginKind, Pool, PoolUrl, Provisioning,
-    ResizeOptions, Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Usage, Volume,
-    VolumeName,
+    ExtentStream, FlattenOptions, Holder, Names, OpenOptions, OriginKind, Pool, PoolUrl,
+    Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions, Support, ThinPolicy,
+    Usage, Volume, VolumeName,
 };
 
 use crate::LvmConfig;
 use crate::device::{self, OpenVolumes};
 use crate::duplicate::{Duplicate, cancelled_when_dropped};
 use crate::group::GroupClient;
-use crate::view::View;
+use crate::view::{Entry, View};
 use crate::{attach, audit, extents, lifecycle, revert};
 
 /// An LVM pool: a thin pool, or a volume group.
@@ -145,6 +145,16 @@ impl Inner {
         view.pool.as_ref().and_then(|pool| pool.chunk_size)
     }
 
+    /// Everything that is known of a volume.
+    async fn describe(&self, op: &'static str, view: &View, entry: &Entry) -> Result<Volume> {
+        let mut volume = entry.volume();
+        if let Some((mapped, exclusive)) = self.allocated(op, view, entry).await? {
+            volume.allocated = Some(mapped);
+            volume.exclusive = Some(exclusive);
+        }
+        Ok(volume)
+    }
+
     /// Refuses what only thin volumes have.
     pub fn check_thin(&self, op: &'static str, what: &str) -> Result<()> {
         if self.is_thin() {
@@ -228,13 +238,7 @@ impl Pool for LvmPool {
         const OP: &str = "volume";
         let found = async {
             let view = self.0.client.look(OP).await?;
-            let entry = view.get(OP, name)?;
-            let mut volume = entry.volume();
-            if let Some((mapped, exclusive)) = self.0.allocated(OP, &view, entry).await? {
-                volume.allocated = Some(mapped);
-                volume.exclusive = Some(exclusive);
-            }
-            Ok(volume)
+            self.0.describe(OP, &view, view.get(OP, name)?).await
         };
         found.await.map_err(|error| self.name_in(error, Some(name)))
     }
@@ -335,6 +339,19 @@ impl Pool for LvmPool {
             revert::revert(inner, owned, from, options.control)
         })
         .await
+    }
+
+    async fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume> {
+        const OP: &str = "flatten_volume";
+        let found = async {
+            options.control.check(OP)?;
+            let view = self.0.client.look(OP).await?;
+            let entry = view.get(OP, name)?;
+            lifecycle::check_not_snapshot(OP, entry, "flattened")?;
+            // No volume's blocks are found through another one.
+            self.0.describe(OP, &view, entry).await
+        };
+        found.await.map_err(|error| self.name_in(error, Some(name)))
     }
 
     async fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {

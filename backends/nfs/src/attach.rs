@@ -8,9 +8,11 @@ use volmux_core::{
     VolumeId, VolumeName,
 };
 
+use crate::chain::is_snapshot;
 use crate::inuse;
-use crate::layout::{data_file, file_error};
+use crate::layout::file_error;
 use crate::lifecycle::check_not_snapshot;
+use crate::node::Format;
 use crate::pool::Inner;
 use crate::record::{AttachRecord, VolumeRecord};
 
@@ -44,12 +46,22 @@ impl Inner {
                 .with("attached_to", &other.holder)
                 .help("detach it from there first"));
         }
-        let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
+        if record.data.is_qcow2() {
+            if *sharing == Sharing::Shared && *access == Access::ReadWrite {
+                return Err(Error::new(ErrorKind::Unsupported, OP)
+                    .reason("a volume that shares data files with a snapshot or a clone has one writer at a time")
+                    .help("flatten it first, and it can be shared again"));
+            }
+            if record.attachments.is_empty() && *access == Access::ReadWrite {
+                // A host sees the size that the image has.
+                self.fit(OP, pool, &record)?;
+            }
+        }
+        let file = self.open_data(OP, pool, &record, flags_of(&record))?;
         if !record.attachments.contains(&wanted) {
             // Locked until the record says so: whoever opens the volume reads the record after the
             // lock is his.
-            let free = inuse::lock_for(&file, *access, *sharing);
-            if !free.map_err(|e| file_error(OP, self.layout.full("data"), e))? {
+            if !self.lock(OP, &file, |file| inuse::lock_for(file, *access, *sharing))? {
                 return Err(self.busy(OP, &file));
             }
             record.attachments.push(wanted);
@@ -60,13 +72,16 @@ impl Inner {
             let kept = mount.keep(record.id, holder.as_str());
             kept.map_err(|e| file_error(OP, &mount.path, e))?;
         }
-        let path = self.layout.full("data").join(data_file(record.data));
+        let path = self.layout.full("data").join(record.data.to_string());
         Ok(Attachment {
             volume: name.clone(),
             id: record.id,
             holder: holder.clone(),
             access: *access,
-            target: AttachTarget::File { path },
+            target: match record.data.format {
+                Format::Raw => AttachTarget::File { path },
+                Format::Qcow2 => AttachTarget::Qcow2 { path },
+            },
         })
     }
 
@@ -87,7 +102,7 @@ impl Inner {
         };
         let removed = record.attachments.remove(at);
         if removed.access == Access::ReadWrite {
-            let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
+            let file = self.open_data(OP, pool, &record, flags_of(&record))?;
             self.check_unwritten(OP, &file, &record)?;
             file.sync_all()
                 .map_err(|e| file_error(OP, self.layout.full("data"), e))?;
@@ -118,6 +133,15 @@ impl Inner {
         } else {
             Ok(())
         }
+    }
+}
+
+/// A snapshot's file may be one that is never written again.
+fn flags_of(record: &VolumeRecord) -> OFlags {
+    if is_snapshot(record) {
+        OFlags::RDONLY
+    } else {
+        OFlags::RDWR
     }
 }
 

@@ -9,16 +9,20 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 use volmux_core::{
-    AuditOptions, AuditReport, ByteSize, Error, Finding, FindingKind, Result, VolumeId, VolumeName,
+    AuditOptions, AuditReport, ByteSize, Error, ErrorKind, Finding, FindingKind, Result, VolumeId,
+    VolumeName,
 };
 
 use crate::abilities::is_trial;
+use crate::chain;
 use crate::inuse;
 use crate::layout::{OWN_NAMES, PoolDirs, file_error, open_beneath};
 use crate::list::volume_of;
+use crate::node::{Format, Node};
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
 use crate::staged::lock_leftover;
+use crate::sys::Locked;
 
 const OP: &str = "audit";
 
@@ -30,17 +34,20 @@ struct Candidate {
     dir: &'static str,
     name: String,
     /// Its id, for a data file.
-    data: Option<VolumeId>,
+    data: Option<Node>,
 }
 
 /// What the records refer to.
 #[derive(Default)]
-struct References {
-    data: HashMap<VolumeId, VolumeName>,
-    unreadable: Vec<(String, Error)>,
+pub struct References {
+    /// The data files that are needed, each with the one below it.
+    pub needed: HashMap<Node, Option<Node>>,
+    /// The volumes.
+    pub records: Vec<(VolumeName, VolumeRecord)>,
+    /// What can't be read, and so may be what refers to any file.
+    pub unreadable: Vec<(String, Error)>,
     foreign: Vec<String>,
     shared: Vec<(VolumeName, VolumeName)>,
-    records: Vec<(VolumeName, VolumeRecord)>,
 }
 
 impl Inner {
@@ -57,9 +64,17 @@ impl Inner {
         // Files first, records second: what is published in between is then seen as referred to.
         let mut candidates = self.candidates(pool, &mut report)?;
         let references = self.references(pool)?;
-        candidates.retain(|c| c.data.is_none_or(|id| !references.data.contains_key(&id)));
+        candidates.retain(|c| {
+            c.data
+                .is_none_or(|data| !references.needed.contains_key(&data))
+        });
         report.volumes = references.records.len() as u64;
         self.report_damage(pool, &references, &mut report);
+        for node in references.needed.keys().filter(|node| node.is_qcow2()) {
+            report
+                .findings
+                .extend(self.unclosed(pool, *node, options.repair)?);
+        }
         for (name, record) in &references.records {
             self.finish_volume(pool, name, record, options.repair, &mut report)?;
         }
@@ -67,6 +82,31 @@ impl Inner {
             self.leftovers(pool, some, options.repair, &mut report)?;
         }
         Ok(report)
+    }
+
+    /// An image that somebody wrote who was killed.
+    fn unclosed(&self, pool: &PoolDirs, node: Node, repair: bool) -> Result<Option<Finding>> {
+        let found = |repaired| Finding {
+            kind: FindingKind::Unfinished,
+            object: format!("data/{node}"),
+            detail: "it was not closed, and its reference counts may be wrong".into(),
+            bytes: None,
+            repaired,
+        };
+        match chain::close_unclosed(pool, node, repair) {
+            Ok(None) => Ok(None),
+            Ok(Some(repaired)) => Ok(Some(found(repaired))),
+            // Damage is told of elsewhere, by the volume.
+            Err(chain::ChainError::Missing(_) | chain::ChainError::Header(..)) => Ok(None),
+            Err(chain::ChainError::Io(_, error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Ok(Some(Finding {
+                    kind: FindingKind::Damaged,
+                    detail: error.to_string(),
+                    ..found(false)
+                }))
+            }
+            Err(error) => Err(self.chain_error(OP, error)),
+        }
     }
 
     fn foreign_in_root(&self, repair: bool, report: &mut AuditReport) -> Result<()> {
@@ -107,7 +147,7 @@ impl Inner {
     /// The files in `data/` and `tmp/`.
     fn candidates(&self, pool: &PoolDirs, report: &mut AuditReport) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::new();
-        for (dir_name, suffix) in [("data", ".raw"), ("tmp", ".json")] {
+        for dir_name in ["data", "tmp"] {
             let failed = |errno| file_error(OP, self.layout.full(dir_name), errno);
             let listed = open_beneath(pool.dir(dir_name), ".", OFlags::RDONLY | OFlags::DIRECTORY)
                 .and_then(Dir::new)
@@ -121,31 +161,33 @@ impl Inner {
                 // What an NFS client removes while somebody has it open is called .nfs… until it is
                 // closed, or for ever if that host is lost before.
                 let nameless = name.starts_with(".nfs") || dir_name == "tmp" && is_trial(&name);
-                let id = name.strip_suffix(suffix);
-                match id.and_then(|id| id.parse::<VolumeId>().ok()) {
-                    None if nameless => candidates.push(Candidate {
+                let data = match dir_name {
+                    "data" => name.parse::<Node>().ok(),
+                    _ => None,
+                };
+                let record = dir_name == "tmp"
+                    && name
+                        .strip_suffix(".json")
+                        .is_some_and(|id| id.parse::<VolumeId>().is_ok());
+                if nameless || record || data.is_some() {
+                    candidates.push(Candidate {
                         dir: dir_name,
                         name,
-                        data: None,
-                    }),
-                    Some(id) => {
-                        let data = (dir_name == "data").then_some(id);
-                        candidates.push(Candidate {
-                            dir: dir_name,
-                            name,
-                            data,
-                        });
-                    }
-                    None => report.findings.push(foreign(format!("{dir_name}/{name}"))),
+                        data,
+                    });
+                } else {
+                    report.findings.push(foreign(format!("{dir_name}/{name}")));
                 }
             }
         }
         Ok(candidates)
     }
 
-    fn references(&self, pool: &PoolDirs) -> Result<References> {
+    /// Reads all records, and the headers of the images that they need.
+    pub fn references(&self, pool: &PoolDirs) -> Result<References> {
         let failed = |error| file_error(OP, self.layout.full("volumes"), error);
         let mut references = References::default();
+        let mut owners: HashMap<Node, (VolumeName, bool)> = HashMap::new();
         for entry in pool.record_dir().map_err(failed)? {
             let entry = entry.map_err(|errno| failed(errno.into()))?;
             let file = entry.file_name();
@@ -158,10 +200,20 @@ impl Inner {
             };
             match self.find(OP, &name) {
                 Ok(Some(record)) => {
-                    if let Some(other) = references.data.insert(record.data, name.clone())
+                    let snapshot = chain::is_snapshot(&record);
+                    let owner = owners.insert(record.data, (name.clone(), snapshot));
+                    if let Some((other, also_snapshot)) = owner
                         && other != name
+                        && !(snapshot && also_snapshot)
                     {
                         references.shared.push((other, name.clone()));
+                    }
+                    let below = self.add_needed(pool, record.data, &mut references.needed);
+                    match below {
+                        // Deleted or reverted since its record was read: no damage.
+                        Err(_) if self.find(OP, &name)?.is_none_or(|now| now != record) => {}
+                        Err(error) => references.unreadable.push((name.to_string(), error)),
+                        Ok(()) => {}
                     }
                     references.records.push((name, record));
                 }
@@ -172,6 +224,30 @@ impl Inner {
             }
         }
         Ok(references)
+    }
+
+    /// Adds a volume's data files to those that are needed.
+    fn add_needed(
+        &self,
+        pool: &PoolDirs,
+        data: Node,
+        needed: &mut HashMap<Node, Option<Node>>,
+    ) -> Result<()> {
+        let mut next = Some(data);
+        while let Some(node) = next {
+            if needed.contains_key(&node) {
+                return Ok(());
+            }
+            needed.insert(node, None);
+            next = match node.format {
+                Format::Raw => None,
+                Format::Qcow2 => {
+                    chain::parent_of(pool, node).map_err(|error| self.chain_error(OP, error))?
+                }
+            };
+            needed.insert(node, next);
+        }
+        Ok(())
     }
 
     fn report_damage(&self, pool: &PoolDirs, references: &References, report: &mut AuditReport) {
@@ -200,6 +276,13 @@ impl Inner {
             );
         }
         for (name, record) in &references.records {
+            if references
+                .unreadable
+                .iter()
+                .any(|(file, _)| *file == name.as_str())
+            {
+                continue;
+            }
             if let Err(error) = self.open_data(OP, pool, record, OFlags::RDONLY) {
                 // Deleted or reverted since the records were read: no damage.
                 if matches!(self.find(OP, name), Ok(Some(now)) if now.data == record.data) {
@@ -240,7 +323,12 @@ impl Inner {
                 repaired,
             });
         };
-        if length > record.virtual_size.bytes() {
+        if record.data.is_qcow2() {
+            if let Some(repaired) = self.fit_in_audit(pool, name, record, repair)? {
+                let detail = "a resize was cut short; the image is larger than the volume";
+                unfinished(detail.into(), None, repaired);
+            }
+        } else if length > record.virtual_size.bytes() {
             let trimmed = self.trim(pool, name, record, repair)?;
             if let Some(repaired) = trimmed {
                 let extra = ByteSize::new(length - record.virtual_size.bytes());
@@ -258,6 +346,39 @@ impl Inner {
             );
         }
         Ok(())
+    }
+
+    /// Makes an image as large as its volume. `None` if it is, or a resize is just under way.
+    fn fit_in_audit(
+        &self,
+        pool: &PoolDirs,
+        name: &VolumeName,
+        seen: &VolumeRecord,
+        repair: bool,
+    ) -> Result<Option<bool>> {
+        let size_of = |record: &VolumeRecord| -> Result<u64> {
+            let file = self.open_data(OP, pool, record, OFlags::RDONLY)?;
+            let header = chain::header_of(record.data, &file);
+            let header = header.map_err(|error| self.chain_error(OP, error))?;
+            Ok(header.map_or(0, |header| header.size))
+        };
+        if size_of(seen)? == seen.virtual_size.bytes() {
+            return Ok(None);
+        }
+        let _locks = pool.lock_names(&[name], OP)?;
+        let Some(record) = self.find(OP, name)?.filter(|r| r.data == seen.data) else {
+            return Ok(None);
+        };
+        if size_of(&record)? == record.virtual_size.bytes() || chain::is_snapshot(&record) {
+            return Ok(None);
+        }
+        if !repair {
+            return Ok(Some(false));
+        }
+        match self.fit(OP, pool, &record) {
+            Err(error) if error.kind() == ErrorKind::Busy => Ok(Some(false)),
+            fitted => fitted.map(Some),
+        }
     }
 
     /// Cuts a data file to its volume's size. `None` if a resize is just under way after all.
@@ -319,7 +440,9 @@ impl Inner {
         let doubt = !references.unreadable.is_empty();
         for (candidate, file, bytes) in locked {
             let doubtful = match candidate.data {
-                Some(id) if references.data.contains_key(&id) => continue,
+                Some(data) if references.needed.contains_key(&data) => continue,
+                // What others could build on and nobody needs any more is garbage, no leftover.
+                Some(_) if chain::is_frozen(&file).unwrap_or(false) => continue,
                 Some(_) => doubt,
                 None => false,
             };
@@ -367,10 +490,10 @@ fn foreign(object: String) -> Finding {
 }
 
 /// Opens and locks a file, and tells its allocated bytes. `None` if it is gone or in the making.
-fn lock_candidate(dir: &OwnedFd, name: &str) -> io::Result<Option<(File, u64)>> {
+fn lock_candidate(dir: &OwnedFd, name: &str) -> io::Result<Option<(Locked, u64)>> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
+        Ok(fd) => Locked::from(File::from(fd)),
         // Also where an NFS client only thought that it was there.
         Err(Errno::NOENT | Errno::STALE) => return Ok(None),
         Err(errno) => return Err(errno.into()),

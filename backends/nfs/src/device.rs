@@ -6,22 +6,26 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock as Gate};
 use volmux_core::{
     Access, BlockDevice, Buffer, ByteRange, Error, ErrorKind, ExtentStream, OpenOptions,
     Provisioning, Result, Sharing, VolumeId, VolumeName, ZeroOptions,
 };
 
 use crate::abandoned::{Abandoned, Running};
+use crate::abilities::Abilities;
+use crate::chain::Image;
+use crate::content::Content;
+use crate::node::Node;
 use crate::nowait::Nowait;
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
 use crate::sys::{Locked, Wait};
-use crate::{extents, sys};
+use crate::{extents, inuse, sys};
 
 /// Requests up to this length are tried at once, on the caller's thread, which takes about 40 µs at
 /// most where the page cache has the data. A longer one would keep the caller from others too long.
@@ -35,8 +39,8 @@ pub struct Shared {
     /// What the volume was called when its record was last seen.
     called: Mutex<VolumeName>,
     /// Held for reading by each write and for writing by a copy that must not see half of one.
-    pub gate: Arc<RwLock<()>>,
-    exclusive_writer: Mutex<Weak<Open>>,
+    pub gate: Arc<Gate<()>>,
+    handles: Mutex<Vec<Weak<Open>>>,
 }
 
 impl Shared {
@@ -62,16 +66,63 @@ impl Shared {
     /// The handle that alone writes, if one of this pool object does. While it is held the volume
     /// stays locked against all other writers, even if the handle is closed meanwhile.
     pub fn exclusive_writer(&self) -> Option<Arc<Open>> {
-        self.exclusive_writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .upgrade()
+        let mut handles = self.handles().into_iter();
+        handles.find(|open| open.writes() && open.sharing == Sharing::Exclusive)
+    }
+
+    /// The open handles.
+    pub fn handles(&self) -> Vec<Arc<Open>> {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.retain(|open| open.strong_count() > 0);
+        handles.iter().filter_map(Weak::upgrade).collect()
     }
 }
 
 /// The volumes that this pool object has open.
 #[derive(Debug, Default)]
-pub struct OpenVolumes(Mutex<HashMap<VolumeId, Weak<Shared>>>);
+pub struct OpenVolumes {
+    open: Mutex<HashMap<VolumeId, Weak<Shared>>>,
+    closing: Arc<Closing>,
+}
+
+/// Volumes whose tables are being written out after their last writer was dropped.
+#[derive(Debug, Default)]
+struct Closing {
+    volumes: Mutex<Vec<VolumeId>>,
+    one_less: Condvar,
+}
+
+/// One of them.
+struct BeingClosed {
+    id: VolumeId,
+    closing: Arc<Closing>,
+}
+
+impl BeingClosed {
+    fn new(id: VolumeId, closing: &Arc<Closing>) -> Self {
+        closing.lock().push(id);
+        BeingClosed {
+            id,
+            closing: closing.clone(),
+        }
+    }
+}
+
+impl Drop for BeingClosed {
+    fn drop(&mut self) {
+        let mut volumes = self.closing.lock();
+        if let Some(at) = volumes.iter().position(|id| *id == self.id) {
+            volumes.swap_remove(at);
+        }
+        self.closing.one_less.notify_all();
+    }
+}
+
+impl Closing {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<VolumeId>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl OpenVolumes {
     /// A look at the shared state of `id`, if a handle of it is open.
@@ -83,6 +134,20 @@ impl OpenVolumes {
         drop(shared);
         drop(volumes);
         Some(found)
+    }
+
+    /// The open handles of `id`.
+    pub fn handles(&self, id: VolumeId) -> Vec<Arc<Open>> {
+        self.with(id, Shared::handles).unwrap_or_default()
+    }
+
+    /// Waits until what was written through handles that are closed by now is in the file. Blocks.
+    pub fn wait_closed(&self, id: VolumeId) {
+        let mut closing = self.closing.lock();
+        while closing.contains(&id) {
+            let one_less = self.closing.one_less.wait(closing);
+            closing = one_less.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Lets the handles of `id` know of a larger size.
@@ -102,8 +167,8 @@ impl OpenVolumes {
         let shared = Arc::new(Shared {
             size: AtomicU64::new(size),
             called: Mutex::new(name.clone()),
-            gate: Arc::new(RwLock::new(())),
-            exclusive_writer: Mutex::new(Weak::new()),
+            gate: Arc::new(Gate::new(())),
+            handles: Mutex::default(),
         });
         volumes.insert(id, Arc::downgrade(&shared));
         shared
@@ -111,45 +176,144 @@ impl OpenVolumes {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeId, Weak<Shared>>> {
         // The map is whole between any two statements, so a panic elsewhere does not spoil it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The open file. Kept alive by requests that still run, and with it the volume's lock.
+/// What the requests of a handle go to. It holds the volume's lock.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// A raw file, opened and locked for this handle alone.
+    Raw(Node, Arc<Locked>),
+    /// A chain, which all handles of the volume in this pool object have in common.
+    Chain(Arc<Image>),
+}
+
+impl Data {
+    /// The data file that the volume's record names.
+    pub fn node(&self) -> Node {
+        match self {
+            Data::Raw(node, _) => *node,
+            Data::Chain(image) => image.node(),
+        }
+    }
+
+    /// That file.
+    pub fn file(&self) -> &Arc<Locked> {
+        match self {
+            Data::Raw(_, file) => file,
+            Data::Chain(image) => image.head(),
+        }
+    }
+}
+
+/// An open handle. Kept alive by requests that still run, and with it the volume's lock.
 #[derive(Debug)]
 pub struct Open {
     name: VolumeName,
     /// The volume's, which outlives renames.
     pub id: VolumeId,
-    /// Names the data file.
-    pub data: VolumeId,
-    /// Before the file and its locks, and so given up before them.
+    /// Before the data and its locks, and so given up before them.
     shared: Arc<Shared>,
     reads: Nowait,
     writes: Nowait,
-    /// The data file.
-    pub file: Locked,
+    /// Another one after a snapshot that began a new file.
+    data: RwLock<Data>,
     access: Access,
+    sharing: Sharing,
     provisioning: Provisioning,
     /// Set when a flush failed. The kernel reports a lost write once and then forgets it
     /// (fsync(2)), so no later flush of this handle can be believed.
     flush_failed: AtomicBool,
 }
 
+impl Open {
+    /// What requests go to now.
+    pub fn data(&self) -> Data {
+        let data = self.data.read().unwrap_or_else(PoisonError::into_inner);
+        data.clone()
+    }
+
+    /// Has later requests go to `data`. The caller keeps writes from being under way.
+    pub fn set_data(&self, data: Data) {
+        *self.data.write().unwrap_or_else(PoisonError::into_inner) = data;
+    }
+
+    /// Whether it is open for writing.
+    pub fn writes(&self) -> bool {
+        self.access == Access::ReadWrite
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let Data::Chain(image) = self.data() else {
+            return;
+        };
+        if !self.writes() {
+            return;
+        }
+        if let Err(error) = image.end_writing() {
+            // As with a power cut: what was flushed is there.
+            tracing::error!(volume = %self.name, %error, "writes since the last flush are lost");
+        }
+        // Readers in this pool object still have it.
+        if let Err(error) = inuse::only_read(image.head()) {
+            tracing::warn!(volume = %self.name, %error, "the volume stays locked until it is closed");
+        }
+    }
+}
+
 /// An open volume of a directory pool.
 pub struct FileDevice {
-    open: Arc<Open>,
+    open: Handle,
     abandoned: Abandoned,
     /// After the file: the last who has it may unmount it.
     pool: Arc<Inner>,
 }
 
+/// A device's hold on its handle. Writing tables out may take long, and is not done by whoever
+/// happens to drop the device.
+struct Handle {
+    /// Taken out only when dropped.
+    open: Option<Arc<Open>>,
+    closing: Arc<Closing>,
+}
+
+impl std::ops::Deref for Handle {
+    type Target = Arc<Open>;
+
+    fn deref(&self) -> &Arc<Open> {
+        self.open.as_ref().expect("taken out only when dropped")
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        if !open.writes() || !matches!(open.data(), Data::Chain(_)) {
+            return;
+        }
+        let being_closed = BeingClosed::new(open.id, &self.closing);
+        let close = move || {
+            drop(open);
+            drop(being_closed);
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(close)),
+            Err(_) => close(),
+        }
+    }
+}
+
 impl FileDevice {
-    /// A device on `file`, the data of `record`, which holds the locks for `options`.
+    /// A device on `data`, that of `record`, which holds the locks for `options`.
     pub fn new(
         pool: Arc<Inner>,
         name: VolumeName,
-        file: Locked,
+        data: Data,
         options: OpenOptions,
         record: &VolumeRecord,
     ) -> Self {
@@ -157,25 +321,25 @@ impl FileDevice {
             shared: pool.open_volumes.join(&name, record),
             name,
             id: record.id,
-            data: record.data,
-            file,
+            data: RwLock::new(data),
             reads: Nowait::default(),
             writes: Nowait::default(),
             access: options.access,
+            sharing: options.sharing,
             provisioning: record.provisioning,
             flush_failed: AtomicBool::new(false),
         });
-        if (options.access, options.sharing) == (Access::ReadWrite, Sharing::Exclusive) {
-            let mut writer = open
-                .shared
-                .exclusive_writer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *writer = Arc::downgrade(&open);
-        }
+        let mut handles = open.shared.handles.lock();
+        let known = handles.as_mut().unwrap_or_else(|e| e.get_mut());
+        known.retain(|open| open.strong_count() > 0);
+        known.push(Arc::downgrade(&open));
+        drop(handles);
         FileDevice {
+            open: Handle {
+                open: Some(open),
+                closing: pool.open_volumes.closing.clone(),
+            },
             pool,
-            open,
             abandoned: Abandoned::default(),
         }
     }
@@ -204,7 +368,7 @@ impl FileDevice {
         gate: Option<OwnedRwLockReadGuard<()>>,
         work: impl FnOnce(&Open) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let open = self.open.clone();
+        let open = Arc::clone(&self.open);
         let task = tokio::task::spawn_blocking(move || {
             let result = work(&open);
             drop((gate, open));
@@ -292,17 +456,29 @@ impl BlockDevice for FileDevice {
                 .with_source(error)
         })?;
         self.abandoned.settle().await;
-        if length <= INLINE && self.open.reads.is_worth_trying() {
+        let data = self.open.data();
+        if let Data::Raw(_, file) = &data
+            && length <= INLINE
+            && self.open.reads.is_worth_trying()
+        {
             // A task whose requests are all done at once gives way to others now and then.
             tokio::task::coop::consume_budget().await;
             let wait = Wait::MustNot;
-            let read = sys::read(&self.open.file, buffer.room(), length, offset, wait);
+            let read = sys::read(file, buffer.room(), length, offset, wait);
             if self.open.reads.done(&read) == length {
                 return Ok(buffer.into_bytes());
             }
         }
-        self.run(OP, range, None, move |open| {
-            read_rest(&open.file, &mut buffer, range.end())?;
+        self.run(OP, range, None, move |_| {
+            match data {
+                Data::Raw(_, file) => read_rest(&file, &mut buffer, range.end())?,
+                Data::Chain(image) => {
+                    let room = buffer.room();
+                    let start = room.len();
+                    room.resize(start + length, 0);
+                    image.read(&mut room[start..], offset)?;
+                }
+            }
             Ok(buffer.into_bytes())
         })
         .await
@@ -315,16 +491,21 @@ impl BlockDevice for FileDevice {
         self.abandoned.settle().await;
         let gate = self.open.shared.gate().await;
         let mut done = 0;
-        if data.len() <= INLINE && self.open.writes.is_worth_trying() {
+        let to = self.open.data();
+        if let Data::Raw(_, file) = &to
+            && data.len() <= INLINE
+            && self.open.writes.is_worth_trying()
+        {
             tokio::task::coop::consume_budget().await;
-            let written = sys::write_now(&self.open.file, &data, offset);
+            let written = sys::write_now(file, &data, offset);
             done = self.open.writes.done(&written);
             if done == data.len() {
                 return Ok(());
             }
         }
-        self.run(OP, range, Some(gate), move |open| {
-            open.file.write_all_at(&data[done..], offset + done as u64)
+        self.run(OP, range, Some(gate), move |_| match to {
+            Data::Raw(_, file) => file.write_all_at(&data[done..], offset + done as u64),
+            Data::Chain(image) => image.write(&data, offset),
         })
         .await
     }
@@ -343,7 +524,11 @@ impl BlockDevice for FileDevice {
         }
         let whole = ByteRange::new(0, self.size());
         self.run(OP, whole, None, move |open| {
-            let result = open.file.sync_data();
+            let result = match open.data() {
+                Data::Raw(_, file) => file.sync_data(),
+                Data::Chain(image) if open.writes() => image.flush(),
+                Data::Chain(_) => Ok(()),
+            };
             if result.is_err() {
                 open.flush_failed.store(true, Ordering::Release);
             }
@@ -381,19 +566,9 @@ impl BlockDevice for FileDevice {
         const OP: &str = "extents";
         self.check(range, OP)?;
         self.abandoned.settle().await;
-        // A descriptor of its own: the walk moves the file position.
-        let file = File::open(format!(
-            "/proc/self/fd/{}",
-            std::os::fd::AsRawFd::as_raw_fd(&*self.open.file)
-        ))
-        .map_err(|error| self.io_error(OP, range, error))?;
-        Ok(extents::allocated(
-            file.into(),
-            range,
-            self.size(),
-            self.pool.abilities,
-            self.open.name.clone(),
-        ))
+        let content = Content::of(&self.open.data(), self.size());
+        let content = content.map_err(|error| self.io_error(OP, range, error))?;
+        Ok(extents::allocated(content, range, self.open.name.clone()))
     }
 }
 
@@ -405,25 +580,29 @@ impl FileDevice {
             return Ok(());
         }
         let gate = self.open.shared.gate().await;
-        let remote = self.pool.abilities.remote;
+        let Abilities { remote, punch, .. } = self.pool.abilities;
         self.run(op, range, Some(gate), move |open| {
             let keep = !options.may_discard || open.provisioning == Provisioning::Thick;
+            let file = match open.data() {
+                Data::Raw(_, file) => file,
+                Data::Chain(image) => return image.zero(range, !keep && punch),
+            };
             // NFS has no such thing, but both halves of it. Somebody might take the space of a thick
             // volume in between.
             let by_halves =
                 remote && (options.fast_only || open.provisioning == Provisioning::Thin);
             let result = if keep && by_halves {
-                sys::punch_hole(&open.file, range).and_then(|()| sys::reserve(&open.file, range))
+                sys::punch_hole(&file, range).and_then(|()| sys::reserve(&file, range))
             } else if keep {
-                sys::zero_range(&open.file, range)
+                sys::zero_range(&file, range)
             } else {
-                sys::punch_hole(&open.file, range)
+                sys::punch_hole(&file, range)
             };
             match result {
                 Err(error)
                     if error.raw_os_error() == Some(libc::EOPNOTSUPP) && !options.fast_only =>
                 {
-                    write_zeros(&open.file, range)
+                    write_zeros(&file, range)
                 }
                 result => result,
             }

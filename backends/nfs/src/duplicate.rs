@@ -5,7 +5,6 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
 use tokio::sync::OwnedRwLockWriteGuard;
 use volmux_core::{
     ByteRange, ByteSize, Error, ErrorKind, Origin, OriginKind, Provisioning, Result, SpaceRequest,
@@ -13,6 +12,8 @@ use volmux_core::{
 };
 
 use crate::abilities::Abilities;
+use crate::chain::is_frozen;
+use crate::content::Content;
 use crate::device::Open;
 use crate::extents::GRANULARITY;
 use crate::inuse;
@@ -68,14 +69,20 @@ impl Inner {
         if let Some(existing) = self.existing(op, name, same)? {
             return Ok(existing);
         }
-        let (pool, from, file) = self.get_data(op, source, OFlags::RDONLY)?;
+        let shares = kind != OriginKind::Copy;
+        let (_, record) = self.get(op, source)?;
+        stop.check(op)?;
+        if shares && self.chains(record.data) {
+            return self.share(op, kind, source, name, quiet, same);
+        }
+        let pool = self.pool(op)?;
+        let (from, content) = self.content(op, source)?;
         let provisioning = match kind {
             OriginKind::Copy => from.provisioning,
             _ => Provisioning::Thin,
         };
         let size = from.virtual_size;
-        let shares = self.abilities.clone && kind != OriginKind::Copy;
-        let reserved = self.bytes_to_move(op, &file, shares, provisioning, size)?;
+        let reserved = self.bytes_to_move(op, &content, shares, provisioning)?;
         // Dropped here: held through a long copy it would stop everybody else's work.
         drop(self.admit(
             op,
@@ -86,12 +93,12 @@ impl Inner {
             },
         )?);
 
-        let data = self.stage_like(op, pool, &file, size, shares, quiet, stop)?;
+        let data = self.stage_like(op, pool, &content, shares, quiet, stop)?;
         if provisioning == Provisioning::Thick {
             sys::reserve(data.file(), ByteRange::new(0, size.bytes()))
                 .map_err(|e| self.data_error(op, e))?;
         }
-        let mut record = VolumeRecord::new(data.id, size, provisioning);
+        let mut record = VolumeRecord::new(data.node, size, provisioning);
         record.origin = Some(Origin {
             kind,
             parent_id: from.id,
@@ -99,39 +106,35 @@ impl Inner {
         });
         let new = pool.lock_new(name, op)?;
         let _admission = self.admit_growth(op, pool, size)?;
-        self.publish(op, pool, &new, &record, data, same)
+        self.publish(op, pool, &new, &record, Some(data), same)
     }
 
     /// What new data will occupy at once.
     fn bytes_to_move(
         &self,
         op: &'static str,
-        file: &File,
+        content: &Content,
         shares: bool,
         provisioning: Provisioning,
-        size: ByteSize,
     ) -> Result<ByteSize> {
-        if provisioning == Provisioning::Thick {
-            return Ok(size);
+        let thick = provisioning == Provisioning::Thick;
+        match content.raw_file() {
+            _ if thick => Ok(ByteSize::new(content.size)),
+            _ if shares => Ok(ByteSize::ZERO),
+            Some(file) => {
+                let metadata = file.metadata().map_err(|e| self.data_error(op, e))?;
+                Ok(ByteSize::new((metadata.blocks() * 512).min(content.size)))
+            }
+            None => self.bytes_to_copy(op, content, thick),
         }
-        if shares {
-            return Ok(ByteSize::ZERO);
-        }
-        let metadata = file.metadata().map_err(|e| self.data_error(op, e))?;
-        Ok(ByteSize::new((metadata.blocks() * 512).min(size.bytes())))
     }
 
-    /// New data with the content that `file` has at this moment.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "two callers, and nothing that belongs together"
-    )]
+    /// New raw data with what `content` is at this moment.
     fn stage_like(
         &self,
         op: &'static str,
         pool: &PoolDirs,
-        file: &File,
-        size: ByteSize,
+        content: &Content,
         shares: bool,
         quiet: &Quiet,
         stop: &Stop,
@@ -139,15 +142,23 @@ impl Inner {
         let failed = |error| self.data_error(op, error);
         stop.check(op)?;
         let data = pool.stage_data().map_err(failed)?;
+        let size = ByteSize::new(content.size);
+        let Some(file) = content.raw_file() else {
+            // Who has a chain open for reading keeps writers out.
+            self.copy_data(op, content, data.file(), size, stop)?;
+            return Ok(data);
+        };
         if shares {
             sys::clone_file(file, data.file()).map_err(|e| self.reflink_error(op, e))?;
-        } else if quiet.writer.is_some() || inuse::lock_against_writers(file).map_err(failed)? {
-            self.copy_data(op, file, data.file(), size, stop)?;
+        } else if quiet.writer.is_some() || self.lock(op, file, inuse::lock_against_writers)? {
+            self.copy_data(op, content, data.file(), size, stop)?;
         } else if self.abilities.clone {
             // Somebody writes: a moment's image first, and the copy from that.
             let moment = pool.stage_data().map_err(failed)?;
             sys::clone_file(file, moment.file()).map_err(|e| self.reflink_error(op, e))?;
-            self.copy_data(op, moment.file(), data.file(), size, stop)?;
+            let still = moment.file().try_clone().map_err(failed)?;
+            let still = Content::raw(moment.node, still.into(), content.size);
+            self.copy_data(op, &still, data.file(), size, stop)?;
         } else {
             return Err(self.busy(op, file).help(
                 "this file system has no reflinks, so a volume that another process writes can't \
@@ -178,17 +189,23 @@ impl Inner {
     }
 
     /// Copies the data, not the holes, of the first `size` bytes.
-    fn copy_data(
+    pub fn copy_data(
         &self,
         op: &'static str,
-        from: &File,
+        from: &Content,
         to: &File,
         size: ByteSize,
         stop: &Stop,
     ) -> Result<()> {
         let failed = |error| self.data_error(op, error);
         to.set_len(size.bytes()).map_err(failed)?;
-        let ranges = data_ranges(from, size.bytes()).map_err(failed)?;
+        let mut ranges = Vec::new();
+        let whole = ByteRange::new(0, size.bytes());
+        let listed = from.data(whole, &mut |data| {
+            ranges.push(data);
+            Ok(())
+        });
+        listed.map_err(failed)?;
         let total = ranges.iter().map(|r| r.length).sum();
         let mut buffer = vec![0; CHUNK as usize];
         let Abilities {
@@ -199,7 +216,7 @@ impl Inner {
         } = self.abilities;
         // A server that clones would share the blocks, and a copy has its own. One that can't make
         // holes does not tell of them either: all of the file looks like data.
-        let mut on_server = remote && !clone && punch;
+        let mut on_server = from.raw_file().filter(|_| remote && !clone && punch);
         let sparse = remote && !punch;
         let (mut done, mut behind) = (0, ByteRange::new(0, 0));
         stop.report(0, total);
@@ -207,16 +224,20 @@ impl Inner {
             let mut at = range.offset;
             while at < range.end() {
                 stop.check(op)?;
-                let most = if on_server { ON_SERVER } else { CHUNK };
+                let most = if on_server.is_some() {
+                    ON_SERVER
+                } else {
+                    CHUNK
+                };
                 let piece = ByteRange::new(at, (range.end() - at).min(most));
-                if on_server {
-                    on_server = sys::copy_on_server(from, to, piece).map_err(failed)?;
-                    if !on_server {
+                if let Some(file) = on_server {
+                    if !sys::copy_on_server(file, to, piece).map_err(failed)? {
+                        on_server = None;
                         continue;
                     }
                 } else {
                     let part = &mut buffer[..piece.length as usize];
-                    from.read_exact_at(part, at).map_err(failed)?;
+                    from.read(part, at).map_err(failed)?;
                     let written = if sparse {
                         write_without_zeros(to, part, at)
                     } else {
@@ -241,7 +262,7 @@ impl Inner {
         const OP: &str = "revert_volume";
         self.check_writable(OP)?;
         let (pool, record) = self.get(OP, name)?;
-        let (_, from, file) = self.get_data(OP, snapshot, OFlags::RDONLY)?;
+        let (from, content) = self.content(OP, snapshot)?;
         check_not_snapshot(OP, &record, "reverted")?;
         let is_own = from.origin.as_ref().is_some_and(|origin| {
             origin.kind == OriginKind::Snapshot && origin.parent_id == record.id
@@ -256,15 +277,20 @@ impl Inner {
         drop(self.open_alone(OP, pool, &record)?);
         let size = from.virtual_size;
         let growth = size.bytes().saturating_sub(record.virtual_size.bytes());
-        let reserved =
-            self.bytes_to_move(OP, &file, self.abilities.clone, record.provisioning, size)?;
+        let chains = self.chains(from.data);
+        let shares = record.provisioning == Provisioning::Thin || !chains;
+        let reserved = self.bytes_to_move(OP, &content, shares, record.provisioning)?;
         let request = SpaceRequest {
             provisioned: ByteSize::new(growth),
             reserved,
         };
         drop(self.admit(OP, pool, request)?);
+        stop.check(OP)?;
+        if chains && shares {
+            return self.revert_above(OP, pool, name, &record, &from);
+        }
         let quiet = Quiet::default();
-        let data = self.stage_like(OP, pool, &file, size, self.abilities.clone, &quiet, stop)?;
+        let data = self.stage_like(OP, pool, &content, shares, &quiet, stop)?;
         if record.provisioning == Provisioning::Thick {
             sys::reserve(data.file(), ByteRange::new(0, size.bytes()))
                 .map_err(|e| self.data_error(OP, e))?;
@@ -273,7 +299,7 @@ impl Inner {
     }
 
     /// Gives a volume other data, if it is still as `before`, and removes the old.
-    fn exchange(
+    pub fn exchange(
         &self,
         op: &'static str,
         pool: &PoolDirs,
@@ -288,16 +314,19 @@ impl Inner {
             return Err(Error::new(ErrorKind::Busy, op)
                 .reason("another process reverted or replaced the volume meanwhile"));
         }
-        let _old = self.open_alone(op, pool, &record)?;
+        let old_file = self.open_alone(op, pool, &record)?;
         let growth = size.bytes().saturating_sub(record.virtual_size.bytes());
         let _admission = self.admit_growth(op, pool, ByteSize::new(growth))?;
-        let old = std::mem::replace(&mut record.data, data.id);
+        let old = record.data;
+        record.set_data(data.node);
         record.virtual_size = size;
         // The new data no longer is the file that was adopted.
         record.adopted_from = None;
         pool.publish_over(name, &record, Some(&mut data), &moves)
             .map_err(|e| file_error(op, self.layout.full("volumes"), e))?;
-        if let Err(error) = pool.remove_data(old) {
+        // What others build on is left to a collection.
+        let frozen = is_frozen(&old_file).map_err(|e| self.data_error(op, e))?;
+        if !frozen && let Err(error) = pool.remove_data(old) {
             tracing::warn!(volume = %name, data = %old, %error, "data file left behind");
         }
         self.describe(op, name, &record, data.file())
@@ -320,17 +349,6 @@ fn write_without_zeros(to: &File, data: &[u8], at: u64) -> io::Result<()> {
         start = end;
     }
     Ok(())
-}
-
-/// The ranges of data in the first `size` bytes.
-fn data_ranges(file: &File, size: u64) -> io::Result<Vec<ByteRange>> {
-    let mut ranges = Vec::new();
-    let mut rest = ByteRange::new(0, size);
-    while let Some(data) = sys::next_data(file, rest)? {
-        ranges.push(data);
-        rest = ByteRange::from_to(data.end(), size);
-    }
-    Ok(ranges)
 }
 
 #[cfg(test)]

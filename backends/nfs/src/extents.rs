@@ -1,16 +1,15 @@
-//! Extents of data files: allocated by SEEK_DATA and SEEK_HOLE, changed by comparing what FIEMAP
-//! does not show to be the same blocks.
+//! Extents of volumes: allocated by SEEK_DATA and SEEK_HOLE or by the tables of a chain's images,
+//! changed by comparing what FIEMAP or those tables don't show to be the same.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use tokio::sync::mpsc;
 use volmux_core::{ByteRange, Error, ExtentStream, Grade, Result, VolumeName};
 
-use crate::abilities::Abilities;
+use crate::content::Content;
 use crate::queue::received;
-use crate::sys::{self, FileExtent, Locked};
+use crate::sys::{self, FileExtent};
 
 /// The unit in which blocks are told apart.
 pub const GRANULARITY: u64 = 4096;
@@ -18,6 +17,8 @@ pub const GRANULARITY: u64 = 4096;
 const AHEAD: usize = 1024;
 /// Bytes compared at a time.
 const COMPARE: u64 = 1 << 20;
+/// Bytes of which is found out at a time what may differ.
+const WINDOW: u64 = 256 << 20;
 
 /// Where a walk sends what it finds. Sending fails once nobody listens, which ends the walk.
 type Sink = mpsc::Sender<Result<ByteRange>>;
@@ -84,50 +85,35 @@ fn to_blocks(extent: ByteRange, range: ByteRange) -> ByteRange {
     ByteRange::from_to(start, end).intersect(&range)
 }
 
-/// The ranges of `file` that hold data, within `range`.
-pub fn allocated(
-    file: Locked,
-    range: ByteRange,
-    size: u64,
-    abilities: Abilities,
-    name: VolumeName,
-) -> ExtentStream {
-    // XFS keeps unwritten blocks in reserve beside those that it copied on write, and where such were
-    // read, counts the cached zeros as data. What lies below an NFS server is not known.
-    let grade = if abilities.clone || abilities.remote {
-        Grade::Superset
-    } else {
-        Grade::Exact
-    };
-    let range = range.intersect(&ByteRange::new(0, size));
-    stream("extents", grade, name, move |found| {
-        let mut rest = range;
-        while let Some(data) = sys::next_data(&file, rest)? {
-            found(to_blocks(data, range))?;
-            rest = ByteRange::from_to(data.end(), range.end());
-        }
-        Ok(())
+/// The ranges of `content` that hold data, within `range`: more than that, where XFS counts cached zeros
+/// beside blocks that it copied on write, where an image has its data by the cluster, and where it is
+/// not known what lies below an NFS server.
+pub fn allocated(content: Content, range: ByteRange, name: VolumeName) -> ExtentStream {
+    let range = range.intersect(&ByteRange::new(0, content.size));
+    stream("extents", Grade::Superset, name, move |found| {
+        content.data(range, &mut |data| found(to_blocks(data, range)))
     })
 }
 
-/// One side of a comparison: a data file of which only the first `size` bytes count.
-#[derive(Debug)]
-pub struct Side {
-    /// The file.
-    pub file: Locked,
-    /// The volume's size.
-    pub size: u64,
-}
-
 /// The ranges in which `volume` differs from `since`, within `range`.
-pub fn changed(volume: Side, since: Side, range: ByteRange, name: VolumeName) -> ExtentStream {
+pub fn changed(
+    volume: Content,
+    since: Content,
+    range: ByteRange,
+    name: VolumeName,
+) -> ExtentStream {
     let range = range.intersect(&ByteRange::new(0, volume.size));
     stream("extents", Grade::Exact, name, move |found| {
         let mut compare = Comparison::new(&volume, &since, range);
+        let (Some(left), Some(right)) = (volume.raw_file(), since.raw_file()) else {
+            return by_tables(&volume, &since, range, &mut |part| {
+                compare.differing_blocks(part, found)
+            });
+        };
         // `since` is normally a snapshot, whose blocks stay where they are while it exists: a block
         // that both maps show at one place is shared, however long ago either was read.
-        let mut left = Map::new(&volume, range);
-        let mut right = Map::new(&since, range);
+        let mut left = Map::new(left, volume.size, range);
+        let mut right = Map::new(right, since.size, range);
         let mut at = range.offset;
         while at < range.end() {
             let (a, b) = (left.at(at)?, right.at(at)?);
@@ -141,16 +127,74 @@ pub fn changed(volume: Side, since: Side, range: ByteRange, name: VolumeName) ->
     })
 }
 
+/// Tells what may differ where at least one side is a chain: what the files above the first one
+/// that both have in common hold themselves.
+fn by_tables(
+    volume: &Content,
+    since: &Content,
+    range: ByteRange,
+    may_differ: &mut dyn FnMut(ByteRange) -> io::Result<()>,
+) -> io::Result<()> {
+    let (ours, theirs) = (volume.nodes(), since.nodes());
+    let common = ours.iter().enumerate().find_map(|(above, node)| {
+        let at = theirs.iter().position(|other| other == node)?;
+        Some((above, at))
+    });
+    let both = volume.size.min(since.size);
+    let mut at = range.offset;
+    while at < range.end() {
+        let window = ByteRange::new(at, (range.end() - at).min(WINDOW));
+        let mut parts = Vec::new();
+        let mut add = |part| {
+            parts.push(part);
+            Ok(())
+        };
+        let (shared, rest) = split(window, both);
+        match common {
+            Some((above, below)) => {
+                volume.changed_in(above, shared, &mut add)?;
+                since.changed_in(below, shared, &mut add)?;
+            }
+            None => {
+                volume.data(shared, &mut add)?;
+                since.data(shared, &mut add)?;
+            }
+        }
+        // Past the end of one side that reads as zeros.
+        volume.data(rest, &mut add)?;
+        parts.sort_unstable_by_key(|part| part.offset);
+        let mut done = at;
+        for part in parts {
+            let new = ByteRange::from_to(part.offset.max(done), part.end().max(done));
+            if !new.is_empty() {
+                may_differ(new)?;
+            }
+            done = new.end();
+        }
+        at = window.end();
+    }
+    Ok(())
+}
+
+/// What of `range` lies before `at`, and the rest.
+fn split(range: ByteRange, at: u64) -> (ByteRange, ByteRange) {
+    let at = at.clamp(range.offset, range.end());
+    (
+        ByteRange::from_to(range.offset, at),
+        ByteRange::from_to(at, range.end()),
+    )
+}
+
 /// What a map says of the bytes from some offset to `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
     start: u64,
     end: u64,
-    content: Content,
+    held: Held,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
+enum Held {
     Zeros,
     At { physical: u64 },
     Unknown,
@@ -158,9 +202,9 @@ enum Content {
 
 impl Piece {
     fn same_as(&self, other: &Piece, at: u64) -> bool {
-        match (self.content, other.content) {
-            (Content::Zeros, Content::Zeros) => true,
-            (Content::At { physical: a }, Content::At { physical: b }) => {
+        match (self.held, other.held) {
+            (Held::Zeros, Held::Zeros) => true,
+            (Held::At { physical: a }, Held::At { physical: b }) => {
                 a + (at - self.start) == b + (at - other.start)
             }
             _ => false,
@@ -170,7 +214,8 @@ impl Piece {
 
 /// A file's pieces, asked for in batches and in ascending order.
 struct Map<'a> {
-    side: &'a Side,
+    file: &'a File,
+    size: u64,
     range: ByteRange,
     batch: std::vec::IntoIter<FileExtent>,
     next_batch: Option<u64>,
@@ -179,11 +224,12 @@ struct Map<'a> {
 }
 
 impl<'a> Map<'a> {
-    fn new(side: &'a Side, range: ByteRange) -> Self {
+    fn new(file: &'a File, size: u64, range: ByteRange) -> Self {
         let next_batch = Some(range.offset);
         let batch = Vec::new().into_iter();
         Map {
-            side,
+            file,
+            size,
             range,
             batch,
             next_batch,
@@ -194,11 +240,11 @@ impl<'a> Map<'a> {
 
     /// The piece that holds byte `at`, which must not go down from call to call.
     fn at(&mut self, at: u64) -> io::Result<Piece> {
-        let size = self.side.size;
+        let size = self.size;
         let zeros = |end: u64| Piece {
             start: at,
             end,
-            content: Content::Zeros,
+            held: Held::Zeros,
         };
         if at >= size {
             return Ok(zeros(u64::MAX));
@@ -213,20 +259,20 @@ impl<'a> Map<'a> {
         if at < extent.range.offset {
             return Ok(zeros(extent.range.offset.min(size).max(at + 1)));
         }
-        let content = match extent {
+        let held = match extent {
             FileExtent {
                 unwritten: true, ..
-            } => Content::Zeros,
+            } => Held::Zeros,
             FileExtent {
                 physical: Some(physical),
                 ..
-            } => Content::At { physical },
-            _ => Content::Unknown,
+            } => Held::At { physical },
+            _ => Held::Unknown,
         };
         Ok(Piece {
             start: extent.range.offset,
             end: extent.range.end().min(size),
-            content,
+            held,
         })
     }
 
@@ -238,12 +284,12 @@ impl<'a> Map<'a> {
             let Some(from) = self.next_batch.take() else {
                 return Ok(None);
             };
-            let rest = ByteRange::from_to(from, self.range.end().min(self.side.size));
+            let rest = ByteRange::from_to(from, self.range.end().min(self.size));
             if rest.is_empty() {
                 return Ok(None);
             }
             if self.fiemap {
-                match sys::file_extents(&self.side.file, rest, true) {
+                match sys::file_extents(self.file, rest, true) {
                     Ok(found) => {
                         self.batch = found.extents.into_iter();
                         self.next_batch = found.next;
@@ -255,7 +301,7 @@ impl<'a> Map<'a> {
                     Err(error) => return Err(error),
                 }
             }
-            let Some(data) = sys::next_data(&self.side.file, rest)? else {
+            let Some(data) = sys::next_data(self.file, rest)? else {
                 return Ok(None);
             };
             self.next_batch = Some(data.end());
@@ -272,7 +318,7 @@ impl<'a> Map<'a> {
 
 /// Compares bytes where the maps don't tell.
 struct Comparison<'a> {
-    sides: [&'a Side; 2],
+    sides: [&'a Content; 2],
     buffers: [Vec<u8>; 2],
     range: ByteRange,
     /// Blocks before this are decided.
@@ -280,7 +326,7 @@ struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    fn new(volume: &'a Side, since: &'a Side, range: ByteRange) -> Self {
+    fn new(volume: &'a Content, since: &'a Content, range: ByteRange) -> Self {
         let buffers = [vec![0; COMPARE as usize], vec![0; COMPARE as usize]];
         Comparison {
             sides: [volume, since],
@@ -303,7 +349,7 @@ impl<'a> Comparison<'a> {
         while at < blocks.end() {
             let length = (blocks.end() - at).min(COMPARE);
             for (side, buffer) in self.sides.iter().zip(&mut self.buffers) {
-                read_or_zeros(side, at, &mut buffer[..length as usize])?;
+                side.read(&mut buffer[..length as usize], at)?;
             }
             let [a, b] = &self.buffers;
             let (a, b) = (&a[..length as usize], &b[..length as usize]);
@@ -323,13 +369,6 @@ impl<'a> Comparison<'a> {
         self.done = self.done.max(blocks.end());
         Ok(())
     }
-}
-
-fn read_or_zeros(side: &Side, at: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let held = side.size.saturating_sub(at).min(buffer.len() as u64) as usize;
-    side.file.read_exact_at(&mut buffer[..held], at)?;
-    buffer[held..].fill(0);
-    Ok(())
 }
 
 /// Number of extents of a file and bytes that no other file shares; `None` without FIEMAP.

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::linux::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use volmux_core::{Access, ByteRange, Sharing};
 
@@ -21,6 +22,11 @@ const WRITE: u64 = 1;
 const RESIZE: u64 = 3;
 /// Every byte that a user of the file may have locked.
 const ALL: ByteRange = ByteRange::new(USES, 200);
+
+/// Held exclusively by who keeps all others from the file, but only for a moment.
+const CHANGING: ByteRange = ByteRange::new(1, 1);
+/// Held by those who wait for that.
+const WAITING: ByteRange = ByteRange::new(2, 1);
 
 fn byte(base: u64, permission: u64) -> ByteRange {
     ByteRange::new(base + permission, 1)
@@ -79,6 +85,112 @@ pub fn lock_against_writers(file: &File) -> io::Result<bool> {
 /// Takes the file for oneself alone; `Ok(false)` if anybody uses it.
 pub fn lock_alone(file: &File) -> io::Result<bool> {
     sys::try_lock(file, Lock::Exclusive, ALL)
+}
+
+/// Tells others that the locks that this holder has or takes next will be gone in a moment;
+/// `Ok(false)` if somebody else has just said so.
+pub fn begin_changing(file: &File) -> io::Result<bool> {
+    sys::try_lock(file, Lock::Exclusive, CHANGING)
+}
+
+/// Ends what [`begin_changing`] began.
+pub fn end_changing(file: &File) -> io::Result<()> {
+    sys::unlock(file, CHANGING)
+}
+
+/// Whether somebody keeps others from the file for a moment only.
+pub fn is_changing(file: &File) -> io::Result<bool> {
+    sys::would_block(file, Lock::Exclusive, CHANGING)
+}
+
+/// Whether somebody waits for the file.
+pub fn is_waited_for(file: &File) -> io::Result<bool> {
+    sys::would_block(file, Lock::Exclusive, WAITING)
+}
+
+/// Keeps readers out, who must not hold anything of it; `Ok(false)` if there is one.
+pub fn lock_readers_out(file: &File) -> io::Result<bool> {
+    sys::try_lock(file, Lock::Exclusive, byte(USES, READ))
+}
+
+/// Gives up the announcement that the file is read, or makes it again.
+pub fn set_reading(file: &File, reads: bool) -> io::Result<()> {
+    if !reads {
+        return sys::unlock(file, byte(USES, READ));
+    }
+    if sys::try_lock(file, Lock::Shared, byte(USES, READ))? {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EBUSY))
+    }
+}
+
+/// Of a writer's announcements keeps the one that the file is read.
+pub fn only_read(file: &File) -> io::Result<()> {
+    for byte in [
+        byte(USES, WRITE),
+        byte(USES, RESIZE),
+        byte(KEEPS, WRITE),
+        byte(KEEPS, RESIZE),
+    ] {
+        sys::unlock(file, byte)?;
+    }
+    Ok(())
+}
+
+/// Gives up all announcements.
+pub fn release(file: &File) -> io::Result<()> {
+    sys::unlock(file, ALL)
+}
+
+/// How long to wait for who keeps others from a file only for a moment.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two tries.
+pub const PAUSE: Duration = Duration::from_millis(20);
+
+/// How often to try again to take a lock.
+#[derive(Debug)]
+pub struct Patience {
+    deadline: Instant,
+    once_more: bool,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            deadline: Instant::now() + PATIENCE,
+            once_more: true,
+        }
+    }
+}
+
+impl Patience {
+    /// Whether to try again: `file` could not be locked. If somebody keeps others from it for a
+    /// moment only, waits a little, and tells him so.
+    pub fn again(&mut self, file: &File) -> io::Result<bool> {
+        if Instant::now() >= self.deadline || !is_changing(file)? {
+            // It may have been a moment ago.
+            return Ok(std::mem::take(&mut self.once_more));
+        }
+        self.once_more = true;
+        let waiting = sys::try_lock(file, Lock::Shared, WAITING)?;
+        std::thread::sleep(PAUSE);
+        if waiting {
+            sys::unlock(file, WAITING)?;
+        }
+        Ok(true)
+    }
+}
+
+/// Takes a lock, and waits for who keeps others from the file for a moment only.
+pub fn patiently(file: &File, lock: impl Fn(&File) -> io::Result<bool>) -> io::Result<bool> {
+    let mut patience = Patience::default();
+    while !lock(file)? {
+        if !patience.again(file)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether anybody writes to it.

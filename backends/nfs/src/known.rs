@@ -91,11 +91,12 @@ mod tests {
     use volmux_core::{ByteSize, Provisioning, VolumeId};
 
     use super::*;
+    use crate::node::Node;
 
     fn record() -> Arc<VolumeRecord> {
         let size = ByteSize::mib(1);
         Arc::new(VolumeRecord::new(
-            VolumeId::random(),
+            Node::raw(VolumeId::random()),
             size,
             Provisioning::Thin,
         ))

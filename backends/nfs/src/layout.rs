@@ -5,7 +5,9 @@
 //! ROOT/lock                 empty; its byte ranges are locked per volume name
 //! ROOT/volumes/NAME.json    a volume's record; its presence is the volume's existence
 //! ROOT/data/ID.raw          a volume's data, named by the id in the record
+//! ROOT/data/ID.qcow2        the same, as what differs from another file there (see `chain`)
 //! ROOT/tmp/ID.json          records on their way to volumes/
+//! ROOT/merge.json           which data file is about to take another one's place, if one is
 //! ```
 //!
 //! Every operation takes effect by one rename or unlink in `volumes/`. Whatever else a crash leaves
@@ -24,20 +26,26 @@ use rustix::io::Errno;
 use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::abilities::is_trial;
-use crate::record::{self, FORMAT_VERSION, MAX_RECORD_BYTES, PoolRecord, Record, VolumeRecord};
+use crate::node::{Format, Node};
+use crate::record::{
+    self, FIRST_VERSION, MAX_RECORD_BYTES, MergeRecord, PoolRecord, Record, VolumeRecord,
+};
 use crate::staged::{Staged, StagedData, rename_new};
 use crate::sys::{self, Lock, Locked};
 
 const POOL_FILE: &str = "pool.json";
 const LOCK_FILE: &str = "lock";
+/// A merge of data files that has yet to be ended.
+const MERGE_FILE: &str = "merge.json";
 const DIRS: [&str; 3] = ["volumes", "data", "tmp"];
 /// Names in the root that are the pool's own.
-pub const OWN_NAMES: [&str; 5] = [POOL_FILE, LOCK_FILE, "volumes", "data", "tmp"];
+pub const OWN_NAMES: [&str; 6] = [POOL_FILE, LOCK_FILE, MERGE_FILE, "volumes", "data", "tmp"];
 
 /// Bytes of the lock file past those of the names.
 const ADMISSION: u64 = 1 << 62;
 const MOVES: u64 = ADMISSION + 1;
 const MOVES_GATE: u64 = ADMISSION + 2;
+const COLLECTION: u64 = ADMISSION + 3;
 /// How long to wait for another process that changes the same volume's record.
 const NAME_LOCK_WAIT: Duration = Duration::from_secs(30);
 
@@ -120,11 +128,6 @@ pub fn file_error(op: &'static str, path: impl AsRef<Path>, error: impl Into<io:
 /// `NAME.json`.
 pub fn record_file(name: &VolumeName) -> String {
     format!("{name}.json")
-}
-
-/// `ID.raw`.
-pub fn data_file(id: VolumeId) -> String {
-    format!("{id}.raw")
 }
 
 impl Layout {
@@ -246,7 +249,7 @@ impl Layout {
         let tmp = open_beneath(&self.root, DIRS[2], OFlags::RDONLY | OFlags::DIRECTORY)
             .map_err(|errno| at(DIRS[2], errno.into()))?;
         let record = PoolRecord {
-            version: FORMAT_VERSION,
+            version: FIRST_VERSION,
             id: VolumeId::random(),
             created: record::now(),
         };
@@ -379,11 +382,11 @@ impl PoolDirs {
     }
 
     /// Opens a data file.
-    pub fn open_data(&self, id: VolumeId, flags: OFlags) -> io::Result<Locked> {
+    pub fn open_data(&self, node: Node, flags: OFlags) -> io::Result<Locked> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(
             &self.data,
-            data_file(id),
+            node.to_string(),
             flags,
             Mode::empty(),
         )?)
@@ -391,8 +394,8 @@ impl PoolDirs {
     }
 
     /// Removes a data file; one that is gone is fine.
-    pub fn remove_data(&self, id: VolumeId) -> io::Result<()> {
-        match rustix::fs::unlinkat(&self.data, data_file(id), AtFlags::empty()) {
+    pub fn remove_data(&self, node: Node) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.data, node.to_string(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
@@ -400,27 +403,30 @@ impl PoolDirs {
 
     /// Makes a data file, empty and marked as in the making.
     pub fn stage_data(&self) -> io::Result<StagedData> {
-        let (id, staged) = Staged::create(&self.data, ".raw")?;
-        Ok(StagedData { id, staged })
+        StagedData::create(&self.data, Format::Raw)
     }
 
     /// Writes `record` for a name that must be free. `AlreadyExists` otherwise.
     ///
-    /// `data` is made durable first: a record must never be without its data.
+    /// `data`, if it is new, is made durable first: a record must never be without its data.
     pub fn publish_new(
         &self,
         new: &NewName<'_>,
         record: &VolumeRecord,
-        data: &mut StagedData,
+        data: Option<&mut StagedData>,
     ) -> io::Result<()> {
         // On a journalling file system the first of these writes the journal up to here, data file
         // included, and the others find nothing left to write.
         let staged = Staged::record(&self.tmp, record)?;
-        data.staged.file.sync_all()?;
-        rustix::fs::fsync(&self.data)?;
+        if let Some(data) = &data {
+            data.staged.file.sync_all()?;
+            rustix::fs::fsync(&self.data)?;
+        }
         staged.publish_new(&self.volumes, &record_file(new.name))?;
         // From here on the record refers to it, even should the next step fail.
-        data.staged.remove = false;
+        if let Some(data) = data {
+            data.staged.remove = false;
+        }
         Ok(rustix::fs::fsync(&self.volumes)?)
     }
 
@@ -443,6 +449,48 @@ impl PoolDirs {
             data.staged.remove = false;
         }
         Ok(rustix::fs::fsync(&self.volumes)?)
+    }
+
+    /// The merge that has yet to be ended, if there is one.
+    pub fn merge(&self) -> std::result::Result<Option<MergeRecord>, ReadRecordError> {
+        if self.remote {
+            sys::look_again(&self.root)?;
+        }
+        read_record(&self.root, MERGE_FILE)
+    }
+
+    /// Notes that a merge has to be ended, durably.
+    pub fn begin_merge(&self, record: &MergeRecord) -> io::Result<()> {
+        let staged = Staged::record(&self.tmp, record)?;
+        staged.publish_over(&self.root, MERGE_FILE)?;
+        Ok(rustix::fs::fsync(&self.root)?)
+    }
+
+    /// Takes that note away, durably.
+    pub fn end_merge(&self) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.root, MERGE_FILE, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(rustix::fs::fsync(&self.root)?)
+    }
+
+    /// The data files.
+    pub fn nodes(&self) -> io::Result<Vec<Node>> {
+        if self.remote {
+            sys::look_again(&self.data)?;
+        }
+        let dir = Dir::new(open_beneath(
+            &self.data,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY,
+        )?)?;
+        let mut nodes = Vec::new();
+        for entry in dir {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            nodes.extend(name.parse::<Node>());
+        }
+        Ok(nodes)
     }
 
     /// Removes the record of `name`, durably.
@@ -507,6 +555,16 @@ impl PoolDirs {
             .collect()
     }
 
+    /// As [`lock_names`](Self::lock_names), if nobody else has them now.
+    pub fn try_lock_name(&self, name: &VolumeName, op: &'static str) -> Result<Option<NameLock>> {
+        self.try_lock_byte(name_hash(name.as_str()) >> 2, Lock::Exclusive, op)
+    }
+
+    /// Makes this the only one that collects garbage, if no other one does.
+    pub fn try_lock_collection(&self, op: &'static str) -> Result<Option<NameLock>> {
+        self.try_lock_byte(COLLECTION, Lock::Exclusive, op)
+    }
+
     /// Locks the decision whether there is room for a new volume.
     pub fn lock_admission(&self, op: &'static str) -> Result<NameLock> {
         self.lock_byte(ADMISSION, Lock::Exclusive, op)
@@ -533,13 +591,10 @@ impl PoolDirs {
     }
 
     fn lock_byte(&self, byte: u64, lock: Lock, op: &'static str) -> Result<NameLock> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
-        let failed = |error: io::Error| file_error(op, LOCK_FILE, error);
-        let fd = open_beneath(&self.root, LOCK_FILE, flags).map_err(|e| failed(e.into()))?;
-        let file = Locked::from(File::from(fd));
+        let file = self.lock_file(op)?;
         let deadline = Instant::now() + NAME_LOCK_WAIT;
         let mut pause = Duration::from_micros(100);
-        while !sys::try_lock(&file, lock, ByteRange::new(byte, 1)).map_err(failed)? {
+        while !try_lock_in(&file, byte, lock, op)? {
             if Instant::now() >= deadline {
                 return Err(Error::new(ErrorKind::Busy, op)
                     .reason("another process has been at work on the pool's records for 30 s")
@@ -550,6 +605,24 @@ impl PoolDirs {
         }
         Ok(NameLock { _file: file })
     }
+
+    fn try_lock_byte(&self, byte: u64, lock: Lock, op: &'static str) -> Result<Option<NameLock>> {
+        let file = self.lock_file(op)?;
+        let locked = try_lock_in(&file, byte, lock, op)?;
+        Ok(locked.then_some(NameLock { _file: file }))
+    }
+
+    fn lock_file(&self, op: &'static str) -> Result<Locked> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
+        let fd = open_beneath(&self.root, LOCK_FILE, flags);
+        let fd = fd.map_err(|errno| file_error(op, LOCK_FILE, errno))?;
+        Ok(Locked::from(File::from(fd)))
+    }
+}
+
+fn try_lock_in(file: &File, byte: u64, lock: Lock, op: &'static str) -> Result<bool> {
+    sys::try_lock(file, lock, ByteRange::new(byte, 1))
+        .map_err(|error| file_error(op, LOCK_FILE, error))
 }
 
 /// FNV-1a: the same in every process and version, which is all that is asked of it here (names
@@ -566,6 +639,16 @@ pub struct NewName<'a> {
     /// The name.
     pub name: &'a VolumeName,
     _locks: Vec<NameLock>,
+}
+
+impl<'a> NewName<'a> {
+    /// A name whose lock the caller has, among others.
+    pub fn locked(name: &'a VolumeName, locks: Vec<NameLock>) -> NewName<'a> {
+        NewName {
+            name,
+            _locks: locks,
+        }
+    }
 }
 
 /// A locked name. The lock ends with the file descriptor.

@@ -1,5 +1,5 @@
 //! Directory pools, `dir:///path`: volumes as raw sparse files, with snapshots and clones by reflink
-//! where the file system makes them (XFS, btrfs), and by sparse copies elsewhere.
+//! where the file system makes them (XFS, btrfs), and as chains of qcow2 images elsewhere.
 //!
 //! A thick volume's space is reserved for its own blocks. Overwriting one that it shares with a
 //! snapshot or a clone takes new space, on every file system that shares blocks.
@@ -10,7 +10,9 @@ mod abandoned;
 mod abilities;
 mod attach;
 mod audit;
+mod chain;
 mod config;
+mod content;
 mod device;
 mod duplicate;
 mod export;
@@ -21,6 +23,7 @@ mod layout;
 mod lifecycle;
 mod list;
 mod mount;
+mod node;
 mod nowait;
 mod pool;
 mod queue;

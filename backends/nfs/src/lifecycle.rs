@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
@@ -11,15 +12,17 @@ use volmux_core::{
     ResizeOptions, Result, Sharing, SpaceRequest, Volume, VolumeName,
 };
 
+use crate::device::Data;
 use crate::layout::{NewName, OWN_NAMES, PoolDirs, file_error, open_beneath};
+use crate::node::Format;
 use crate::pool::Inner;
 use crate::record::{SECTOR, VolumeRecord};
 use crate::staged::StagedData;
 use crate::sys::Locked;
-use crate::{extents, inuse, sys};
+use crate::{chain, extents, inuse, sys};
 
 /// A size as it will be made.
-fn checked_size(op: &'static str, size: ByteSize) -> Result<ByteSize> {
+pub fn checked_size(op: &'static str, size: ByteSize) -> Result<ByteSize> {
     let wrong = |reason| {
         Err(Error::new(ErrorKind::InvalidInput, op)
             .with("size", size.bytes())
@@ -94,8 +97,8 @@ impl Inner {
         )?;
         let data = pool.stage_data().map_err(|e| self.data_error(OP, e))?;
         set_size(data.file(), size, provisioning, 0).map_err(|e| self.size_error(OP, size, e))?;
-        let record = VolumeRecord::new(data.id, size, provisioning);
-        self.publish(OP, pool, &new, &record, data, same)
+        let record = VolumeRecord::new(data.node, size, provisioning);
+        self.publish(OP, pool, &new, &record, Some(data), same)
     }
 
     /// The volume `name` if there is one and it is the `same` as the caller wants.
@@ -122,20 +125,28 @@ impl Inner {
         }
     }
 
-    /// Publishes a new volume. If another process was faster with the same, that one it is.
+    /// Publishes a new volume, with `data` unless it shares another one's. If another process was faster with the same, that one it is.
     pub fn publish(
         &self,
         op: &'static str,
         pool: &PoolDirs,
         new: &NewName<'_>,
         record: &VolumeRecord,
-        mut data: StagedData,
+        mut data: Option<StagedData>,
         same: impl Fn(&VolumeRecord) -> bool,
     ) -> Result<Volume> {
         let name = new.name;
         loop {
-            match pool.publish_new(new, record, &mut data) {
-                Ok(()) => return self.describe(op, name, record, data.file()),
+            match pool.publish_new(new, record, data.as_mut()) {
+                Ok(()) => {
+                    return match &data {
+                        Some(data) => self.describe(op, name, record, data.file()),
+                        None => {
+                            let file = self.open_data(op, pool, record, OFlags::RDONLY)?;
+                            self.describe(op, name, record, &file)
+                        }
+                    };
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     if let Some(existing) = self.existing(op, name, &same)? {
                         return Ok(existing);
@@ -155,15 +166,25 @@ impl Inner {
         record: &VolumeRecord,
         file: &File,
     ) -> Result<Volume> {
-        let metadata = file.metadata().map_err(|e| self.data_error(op, e))?;
-        Ok(record.to_volume(name.clone(), Some(ByteSize::new(metadata.blocks() * 512))))
+        // Of a chain, only a walk through all of its files would tell.
+        let allocated = match record.data.format {
+            Format::Raw => {
+                let metadata = file.metadata().map_err(|e| self.data_error(op, e))?;
+                Some(ByteSize::new(metadata.blocks() * 512))
+            }
+            Format::Qcow2 => None,
+        };
+        Ok(record.to_volume(name.clone(), allocated))
     }
 
     pub fn volume(&self, name: &VolumeName) -> Result<Volume> {
         const OP: &str = "volume";
-        let (_, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
+        let (pool, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
         let mut volume = self.describe(OP, name, &record, &file)?;
         volume.exclusive = volume.allocated;
+        if self.chains(record.data) {
+            return self.describe_chain(OP, pool, &record, volume);
+        }
         if self.abilities.clone && self.abilities.map {
             let size = record.virtual_size.bytes();
             let found = extents::fragments_and_exclusive(&file, size)
@@ -180,7 +201,7 @@ impl Inner {
         op: &'static str,
         name: &VolumeName,
         options: OpenOptions,
-    ) -> Result<(VolumeRecord, Locked)> {
+    ) -> Result<(VolumeRecord, Data)> {
         let writes = options.access == Access::ReadWrite;
         if writes {
             self.check_writable(op)?;
@@ -191,11 +212,29 @@ impl Inner {
             if writes {
                 check_not_snapshot(op, &record, "opened for writing")?;
             }
-            let locked = inuse::lock_for(&file, options.access, options.sharing)
-                .map_err(|e| self.data_error(op, e))?;
-            if !locked {
-                return Err(self.busy(op, &file));
-            }
+            let data = if record.data.is_qcow2() {
+                let OpenOptions {
+                    access, sharing, ..
+                } = options;
+                match self.open_chain(op, pool, &record, access, sharing) {
+                    Ok(image) => Data::Chain(image),
+                    // Collected or reverted in between: not an error of this volume as it is now.
+                    Err(_)
+                        if self
+                            .find(op, name)?
+                            .is_some_and(|now| now.data != record.data) =>
+                    {
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            } else {
+                let lock = |file: &File| inuse::lock_for(file, options.access, options.sharing);
+                if !self.lock(op, &file, lock)? {
+                    return Err(self.busy(op, &file));
+                }
+                Data::Raw(record.data, Arc::new(file))
+            };
             // The record may have changed before the lock was ours: a revert gives other data, an
             // attachment forbids writing. From here on neither can happen.
             let (_, now) = self.get(op, name)?;
@@ -216,7 +255,7 @@ impl Inner {
                         // durable, and what is written from now on must not be lost with it.
                         pool.settle().map_err(|e| self.data_error(op, e))?;
                     }
-                    return Ok((now, file));
+                    return Ok((now, data));
                 }
                 _ => {}
             }
@@ -232,11 +271,21 @@ impl Inner {
     ) -> Result<Locked> {
         self.check_detached(op, record)?;
         let file = self.open_data(op, pool, record, OFlags::RDWR)?;
-        match inuse::lock_alone(&file) {
-            Ok(true) => Ok(file),
-            Ok(false) => Err(self.busy(op, &file)),
-            Err(error) => Err(self.data_error(op, error)),
+        if self.lock(op, &file, inuse::lock_alone)? {
+            Ok(file)
+        } else {
+            Err(self.busy(op, &file))
         }
+    }
+
+    /// Takes a lock of a data file; waits for who keeps others from it for a moment only.
+    pub fn lock(
+        &self,
+        op: &'static str,
+        file: &File,
+        lock: impl Fn(&File) -> io::Result<bool>,
+    ) -> Result<bool> {
+        inuse::patiently(file, lock).map_err(|e| self.data_error(op, e))
     }
 
     pub fn resize(&self, name: &VolumeName, options: ResizeOptions) -> Result<Volume> {
@@ -248,6 +297,9 @@ impl Inner {
         let (_, mut record) = self.get(OP, name)?;
         check_not_snapshot(OP, &record, "resized")?;
         let old = record.virtual_size;
+        if record.data.is_qcow2() {
+            return self.resize_chain(OP, pool, name, record, size, options, &moves);
+        }
         let file = self.open_data(OP, pool, &record, OFlags::RDWR)?;
         let failed = |error| self.size_error(OP, size, error);
         if size > old {
@@ -273,13 +325,7 @@ impl Inner {
             pool.publish_over(name, &record, None, &moves)
                 .map_err(failed)?;
         } else if size < old {
-            if !options.allow_shrink {
-                return Err(Error::new(ErrorKind::InvalidInput, OP)
-                    .with("size", size.bytes())
-                    .with("present_size", old.bytes())
-                    .reason("the new size is smaller: what lies past it would be lost")
-                    .help("allow shrinking explicitly if that is meant"));
-            }
+            check_may_shrink(OP, size, old, options)?;
             let _alone = self.open_alone(OP, pool, &record)?;
             record.virtual_size = size;
             // The record first: a file that is too long is trimmed later, one too short is damage.
@@ -336,14 +382,22 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(self.data_error(OP, error)),
         };
-        if let Some(file) = &file {
-            let alone = inuse::lock_alone(file);
-            if !alone.map_err(|e| self.data_error(OP, e))? {
+        let frozen = match &file {
+            // Others may have it as the file below theirs, and use it.
+            Some(file) if chain::is_frozen(file).map_err(|e| self.data_error(OP, e))? => true,
+            Some(file) if !self.lock(OP, file, inuse::lock_alone)? => {
                 return Err(self.busy(OP, file));
             }
+            _ => false,
+        };
+        if frozen {
+            self.check_unopened(OP, &record)?;
         }
         pool.unpublish(name)
             .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;
+        if frozen {
+            return Ok(());
+        }
         if let Err(error) = pool.remove_data(record.data) {
             // The volume is gone; its space waits for an audit.
             tracing::warn!(volume = %name, data = %record.data, %error, "data file left behind");
@@ -371,9 +425,9 @@ impl Inner {
         let new = pool.lock_new(name, OP)?;
         let _admission = self.admit(OP, pool, request)?;
         let data = StagedData::link(pool, file).map_err(|e| file_error(OP, what, e))?;
-        let mut record = VolumeRecord::new(data.id, size, Provisioning::Thin);
+        let mut record = VolumeRecord::new(data.node, size, Provisioning::Thin);
         record.adopted_from = Some(what.to_owned());
-        let volume = self.publish(OP, pool, &new, &record, data, |_| false)?;
+        let volume = self.publish(OP, pool, &new, &record, Some(data), |_| false)?;
         self.finish_adoption(pool, &record)
             .map_err(|e| file_error(OP, what, e))?;
         Ok(volume)
@@ -416,6 +470,13 @@ impl Inner {
                 "remove them, or copy the file first",
             );
         }
+        let start = chain::read_start(&file).map_err(|e| file_error(op, what, e))?;
+        if chain::header::looks_like_an_image(&start) {
+            return wrong(
+                "it is a qcow2 image, and a volume begins as a raw one",
+                "convert it: qemu-img convert -f qcow2 -O raw FILE RAW",
+            );
+        }
         let size = metadata.len();
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return wrong(
@@ -451,6 +512,23 @@ impl Inner {
         rustix::fs::fsync(&parent)?;
         Ok(true)
     }
+}
+
+/// Refuses to shrink without the explicit leave for it.
+pub fn check_may_shrink(
+    op: &'static str,
+    size: ByteSize,
+    old: ByteSize,
+    options: ResizeOptions,
+) -> Result<()> {
+    if options.allow_shrink {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidInput, op)
+        .with("size", size.bytes())
+        .with("present_size", old.bytes())
+        .reason("the new size is smaller: what lies past it would be lost")
+        .help("allow shrinking explicitly if that is meant"))
 }
 
 /// A record in words.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use volmux_core::{ByteSize, Control, Error, ErrorKind, Result, Volume, VolumeName};
 
 use crate::known::Stamp;
-use crate::layout::{PoolDirs, data_file, file_error};
+use crate::layout::{PoolDirs, file_error};
 use crate::pool::Inner;
 use crate::queue::{received, run};
 use crate::record::VolumeRecord;
@@ -121,11 +121,13 @@ impl Inner {
     ) -> Result<Option<Volume>> {
         let mut record = record?;
         loop {
-            let file = data_file(record.data);
+            let file = record.data.to_string();
             match rustix::fs::statat(&pool.data, &file, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
-                    let allocated = ByteSize::new(stat.st_blocks as u64 * 512);
-                    return Ok(Some(record.to_volume(name, Some(allocated))));
+                    let blocks = ByteSize::new(stat.st_blocks as u64 * 512);
+                    // Of a chain, only a walk through all of its files would tell.
+                    let allocated = (!record.data.is_qcow2()).then_some(blocks);
+                    return Ok(Some(record.to_volume(name, allocated)));
                 }
                 Err(rustix::io::Errno::NOENT) => {
                     // A revert or a delete may have come in between.

@@ -9,9 +9,9 @@ use rustix::fs::OFlags;
 use volmux_core::{
     AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, Capabilities,
     CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
-    ExtentQuery, ExtentStream, Holder, Names, OpenOptions, OriginKind, Pool, PoolUrl,
-    ResizeOptions, Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Turns, Usage,
-    Volume, VolumeName,
+    ExtentQuery, ExtentStream, FlattenOptions, Holder, Names, OpenOptions, OriginKind, Pool,
+    PoolUrl, ResizeOptions, Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Turns,
+    Usage, Volume, VolumeName,
 };
 
 use crate::DirConfig;
@@ -24,7 +24,7 @@ use crate::mount::Mount;
 use crate::queue::{Stop, run};
 use crate::record::VolumeRecord;
 use crate::sys::Locked;
-use crate::{extents, inuse};
+use crate::{chain, extents, inuse};
 
 /// A directory pool.
 #[derive(Clone)]
@@ -170,7 +170,12 @@ impl DirPool {
         control: &Control,
     ) -> Result<Volume> {
         // The turn first: to wait for it with the source's writers held back would stop a guest.
-        let turns = self.0.names.turn(&[name]).await;
+        // A file that is frozen must not be opened meanwhile.
+        let freezes = kind != OriginKind::Copy && !self.0.abilities.clone;
+        let turns = match freezes {
+            true => self.0.names.turn(&[source, name]).await,
+            false => self.0.names.turn(&[name]).await,
+        };
         let quiet = self.quiet(op, source).await?;
         let (source, made) = (source.clone(), name.clone());
         self.run_in_turn(op, Some(name), turns, control, move |inner, stop| {
@@ -182,14 +187,12 @@ impl DirPool {
     /// Holds back the writes that go through this pool object while a copy is made of `name`. A
     /// reflink needs none of that: the kernel makes it at one moment.
     async fn quiet(&self, op: &'static str, name: &VolumeName) -> Result<Quiet> {
-        if self.0.abilities.clone {
-            return Ok(Quiet::default());
-        }
         let looked = name.clone();
         let record = self
             .look(op, name, move |inner| inner.find(op, &looked))
             .await?;
-        let Some(id) = record.map(|record| record.id) else {
+        let chains = |record: &VolumeRecord| self.0.chains(record.data);
+        let Some(VolumeRecord { id, .. }) = record.filter(chains) else {
             return Ok(Quiet::default());
         };
         let volumes = &self.0.open_volumes;
@@ -242,7 +245,12 @@ impl Inner {
     /// A volume's record and the pool.
     pub fn get(&self, op: &'static str, name: &VolumeName) -> Result<(&PoolDirs, VolumeRecord)> {
         match (self.layout.pool(op)?, self.find(op, name)?) {
-            (Some(pool), Some(record)) => Ok((pool, record)),
+            (Some(pool), Some(record)) => {
+                if record.data.is_qcow2() {
+                    self.open_volumes.wait_closed(record.id);
+                }
+                Ok((pool, record))
+            }
             _ => Err(Error::new(ErrorKind::NotFound, op)
                 .with("volume", name)
                 .reason("there is no such volume in this pool")),
@@ -278,10 +286,7 @@ impl Inner {
         record: &VolumeRecord,
         flags: OFlags,
     ) -> Result<Locked> {
-        let path = self
-            .layout
-            .full("data")
-            .join(crate::layout::data_file(record.data));
+        let path = self.layout.full("data").join(record.data.to_string());
         let damaged = |reason: String| {
             Error::new(ErrorKind::Corrupt, op)
                 .with("path", path.display())
@@ -290,6 +295,18 @@ impl Inner {
         };
         let file = match pool.open_data(record.data, flags) {
             Ok(file) => file,
+            // Made to be never written again, just before that came to nothing.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::PermissionDenied
+                    && flags.contains(OFlags::RDWR)
+                    && !chain::is_snapshot(record) =>
+            {
+                let thawed = pool.open_data(record.data, OFlags::RDONLY);
+                let thawed = thawed.and_then(|file| chain::thaw(&*file));
+                thawed
+                    .and_then(|()| pool.open_data(record.data, flags))
+                    .map_err(|error| file_error(op, &path, error))?
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(damaged("the volume's data file is missing".into()));
             }
@@ -303,7 +320,17 @@ impl Inner {
                 "the volume's data file is not a regular file".into(),
             ));
         }
-        if metadata.len() < record.virtual_size.bytes() {
+        if record.data.is_qcow2() {
+            let header = chain::header_of(record.data, &file);
+            let header = header.map_err(|error| self.chain_error(op, error))?;
+            let size = header.map_or(0, |header| header.size);
+            if size < record.virtual_size.bytes() {
+                return Err(damaged(format!(
+                    "the volume's data file is an image of {size} bytes and the volume has {}",
+                    record.virtual_size.bytes()
+                )));
+            }
+        } else if metadata.len() < record.virtual_size.bytes() {
             return Err(damaged(format!(
                 "the volume's data file has {} bytes and the volume {}",
                 metadata.len(),
@@ -344,12 +371,12 @@ impl Pool for DirPool {
     fn capabilities(&self) -> Capabilities {
         let abilities = self.0.abilities;
         let if_able = |able, otherwise| if able { Support::Native } else { otherwise };
-        let by_reflink = if_able(abilities.clone, Support::Emulated);
-        let told_apart = abilities.clone && abilities.map;
+        // What reflinks share FIEMAP tells, and what chains share their tables.
+        let told_apart = !abilities.clone || abilities.map;
         Capabilities {
-            snapshot: by_reflink,
-            clone: by_reflink,
-            revert: by_reflink,
+            snapshot: Support::Native,
+            clone: Support::Native,
+            revert: Support::Native,
             thin: Support::Native,
             thick: if_able(abilities.reserve, Support::None),
             shrink: Support::Native,
@@ -494,6 +521,17 @@ impl Pool for DirPool {
         .await
     }
 
+    async fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume> {
+        let owned = name.clone();
+        self.run(
+            "flatten_volume",
+            &[name],
+            &options.control,
+            move |inner, stop| inner.flatten(&owned, stop),
+        )
+        .await
+    }
+
     async fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {
         let (what, owned) = (what.to_owned(), name.clone());
         self.run("adopt_volume", &[name], &Control::new(), move |inner, _| {
@@ -516,8 +554,8 @@ impl Pool for DirPool {
                     .reason("a directory pool can't take a volume from a live writer")
                     .help("end that writer; its lock ends with it"));
             }
-            let (record, file) = inner.open(OP, &owned, options)?;
-            let device = FileDevice::new(pool, owned, file, options, &record);
+            let (record, data) = inner.open(OP, &owned, options)?;
+            let device = FileDevice::new(pool, owned, data, options, &record);
             Ok(Arc::new(device) as Arc<dyn BlockDevice>)
         })
         .await
@@ -527,24 +565,14 @@ impl Pool for DirPool {
         const OP: &str = "extents";
         let owned = name.clone();
         self.look(OP, name, move |inner| {
-            let side = |name: &VolumeName| {
-                let (_, record, file) = inner.get_data(OP, name, OFlags::RDONLY)?;
-                Ok(extents::Side {
-                    file,
-                    size: record.virtual_size.bytes(),
-                })
-            };
-            let volume = side(&owned)?;
-            let range = query
-                .range
-                .unwrap_or(volmux_core::ByteRange::new(0, volume.size));
+            let (_, volume) = inner.content(OP, &owned)?;
+            let whole = volmux_core::ByteRange::new(0, volume.size);
+            let range = query.range.unwrap_or(whole);
             range.check_within(volume.size, OP)?;
             Ok(match query.kind {
-                ExtentKind::Allocated => {
-                    extents::allocated(volume.file, range, volume.size, inner.abilities, owned)
-                }
+                ExtentKind::Allocated => extents::allocated(volume, range, owned),
                 ExtentKind::ChangedSince(since) => {
-                    let since = side(&since)?;
+                    let (_, since) = inner.content(OP, &since)?;
                     extents::changed(volume, since, range, owned)
                 }
             })
@@ -589,8 +617,9 @@ impl Pool for DirPool {
     }
 
     async fn collect_garbage(&self) -> Result<Collected> {
-        // What is not used is given back when it is deleted.
-        Ok(Collected::default())
+        const OP: &str = "collect_garbage";
+        self.run(OP, &[], &Control::new(), |inner, stop| inner.collect(stop))
+            .await
     }
 }
 

@@ -8,8 +8,12 @@ use volmux_core::{
     Access, ByteSize, Holder, Origin, Provisioning, Sharing, Volume, VolumeId, VolumeName,
 };
 
-/// The version of the on-disk layout that this code writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+use crate::node::{Format, Node};
+
+/// The newest version of records that this code writes and reads: of volumes whose data is a qcow2 image.
+pub const FORMAT_VERSION: u32 = 2;
+/// The version of all that a volmux can read that knows nothing of qcow2 images.
+pub const FIRST_VERSION: u32 = 1;
 /// A record file is never longer; a longer one is not ours.
 pub const MAX_RECORD_BYTES: usize = 64 << 10;
 
@@ -49,8 +53,9 @@ pub struct PoolRecord {
 pub struct VolumeRecord {
     pub version: u32,
     pub id: VolumeId,
-    /// Names the data file, `data/DATA.raw`. A revert gives the volume another one.
-    pub data: VolumeId,
+    /// The data file. A revert gives the volume another one, and so may a snapshot. Changed by
+    /// [`set_data`](Self::set_data).
+    pub data: Node,
     pub virtual_size: ByteSize,
     pub provisioning: Provisioning,
     #[serde(with = "rfc3339")]
@@ -75,9 +80,9 @@ pub struct AttachRecord {
 
 impl VolumeRecord {
     /// A record for new data.
-    pub fn new(data: VolumeId, virtual_size: ByteSize, provisioning: Provisioning) -> Self {
+    pub fn new(data: Node, virtual_size: ByteSize, provisioning: Provisioning) -> Self {
         VolumeRecord {
-            version: FORMAT_VERSION,
+            version: version_of(data),
             id: VolumeId::random(),
             data,
             virtual_size,
@@ -89,6 +94,12 @@ impl VolumeRecord {
         }
     }
 
+    /// Gives the volume other data.
+    pub fn set_data(&mut self, data: Node) {
+        self.data = data;
+        self.version = version_of(data);
+    }
+
     /// What the pool's users see of it.
     pub fn to_volume(&self, name: VolumeName, allocated: Option<ByteSize>) -> Volume {
         let mut volume = Volume::new(name, self.id, self.virtual_size);
@@ -97,6 +108,14 @@ impl VolumeRecord {
         volume.origin = self.origin.clone();
         volume.created = self.created;
         volume
+    }
+}
+
+/// The version of a record that names `data`.
+fn version_of(data: Node) -> u32 {
+    match data.format {
+        Format::Raw => FIRST_VERSION,
+        Format::Qcow2 => FORMAT_VERSION,
     }
 }
 
@@ -138,7 +157,9 @@ pub fn decode<T: Record>(bytes: &[u8]) -> Result<T, RecordError> {
     }
     // The version first: a newer one may have fields that this code does not know.
     match serde_json::from_slice::<T>(json) {
-        Ok(record) if record.version() == FORMAT_VERSION => record.check().map(|()| record),
+        Ok(record) if (FIRST_VERSION..=FORMAT_VERSION).contains(&record.version()) => {
+            record.check().map(|()| record)
+        }
         Ok(record) => Err(RecordError::Version(record.version())),
         Err(error) => match serde_json::from_slice(json) {
             Ok(Version { version }) if version > FORMAT_VERSION => {
@@ -162,6 +183,26 @@ pub trait Record: DeserializeOwned {
 }
 
 impl Record for PoolRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        Ok(())
+    }
+}
+
+/// A merge of data files that is done but for its end, `merge.json`: who has `from` below it, or for
+/// its data, is to have `into` instead, which holds the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeRecord {
+    pub version: u32,
+    pub from: Node,
+    pub into: Node,
+}
+
+impl Record for MergeRecord {
     fn version(&self) -> u32 {
         self.version
     }
@@ -208,8 +249,11 @@ mod tests {
     use super::*;
 
     fn record() -> VolumeRecord {
-        let mut record =
-            VolumeRecord::new(VolumeId::random(), ByteSize::gib(10), Provisioning::Thin);
+        let mut record = VolumeRecord::new(
+            Node::raw(VolumeId::random()),
+            ByteSize::gib(10),
+            Provisioning::Thin,
+        );
         // Stored with microseconds.
         record.created = SystemTime::UNIX_EPOCH + Duration::from_micros(1_234_567);
         record

@@ -3,7 +3,7 @@
 
 use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
 
-use crate::device::Open;
+use crate::device::{Data, Open};
 use crate::layout::{PoolDirs, file_error};
 use crate::list::volume_of;
 use crate::pool::Inner;
@@ -27,25 +27,32 @@ impl Inner {
             _ => self.find_renamed(pool, open.id)?,
         };
         let size = record.virtual_size.bytes();
-        if self.abilities.remote {
-            let looked = sys::look_again(&*open.file);
-            looked.map_err(|e| file_error(OP, self.layout.full("data"), e))?;
-        }
-        let file = open.file.metadata();
-        let length = file.map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+        let data = open.data();
+        let length = match &data {
+            Data::Chain(image) => image.size(),
+            Data::Raw(_, file) => {
+                if self.abilities.remote {
+                    let looked = sys::look_again(&***file);
+                    looked.map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+                }
+                let metadata = file.metadata();
+                let metadata = metadata.map_err(|e| file_error(OP, self.layout.full("data"), e))?;
+                metadata.len()
+            }
+        };
         // None of this can happen while the volume is locked, so somebody did not heed the lock.
-        if record.data != open.data {
+        if record.data != data.node() {
             return Err(Error::new(ErrorKind::Fenced, OP)
                 .reason("the volume was reverted while it was open here")
                 .help(
                     "open it again; find out why its locks did not hold (see fcntl_locking(2))",
                 ));
         }
-        if size < before || length.len() < size {
+        if size < before || length < size {
             return Err(Error::new(ErrorKind::Corrupt, OP)
                 .with("size", before)
                 .with("recorded_size", size)
-                .with("file_size", length.len())
+                .with("file_size", length)
                 .reason("the volume was shrunk while it was open here")
                 .help("restore it from a snapshot or a backup"));
         }
@@ -104,7 +111,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::layout::data_file;
+    use crate::node::Node;
     use crate::record::{decode, encode};
     use crate::{DirConfig, DirPool};
 
@@ -154,7 +161,7 @@ mod tests {
 
         fn set_data_length(&self, length: u64) {
             let path = self.dir.path().join("data");
-            let path = path.join(data_file(self.record().data));
+            let path = path.join(self.record().data.to_string());
             let file = std::fs::OpenOptions::new().write(true).open(path);
             file.expect("the data file")
                 .set_len(length)
@@ -216,7 +223,7 @@ mod tests {
     async fn other_data_in_the_volume_fences() {
         let scene = Scene::new().await;
         let mut record = scene.record();
-        record.data = VolumeId::random();
+        record.data = Node::raw(VolumeId::random());
         scene.write_record(&record);
         scene.refused(ErrorKind::Fenced).await;
     }

@@ -9,7 +9,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use volmux_core::{ByteRange, VolumeId};
 
-use crate::layout::{PoolDirs, data_file};
+use crate::layout::PoolDirs;
+use crate::node::{Format, Node};
 use crate::record;
 use crate::sys::{self, Lock, Locked};
 
@@ -29,8 +30,8 @@ pub struct Staged {
 /// A data file in the making.
 #[derive(Debug)]
 pub struct StagedData {
-    /// Its id.
-    pub id: VolumeId,
+    /// Which.
+    pub node: Node,
     pub staged: Staged,
 }
 
@@ -40,23 +41,30 @@ impl StagedData {
         &self.staged.file
     }
 
+    /// A new one, empty.
+    pub fn create(dir: &OwnedFd, format: Format) -> io::Result<StagedData> {
+        let (id, staged) = Staged::create(dir, &format!(".{}", format.name()))?;
+        let node = Node { id, format };
+        Ok(StagedData { node, staged })
+    }
+
     /// A data file that is a second link to `file`, for adoption.
     pub fn link(pool: &PoolDirs, file: Locked) -> io::Result<StagedData> {
         use std::os::fd::AsRawFd;
         if !sys::try_lock(&file, Lock::Exclusive, MAKING)? {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
-        let id = VolumeId::random();
+        let node = Node::raw(VolumeId::random());
         let dir = pool.data.try_clone()?;
         // Through the descriptor, so that it is this file whatever its path names by now.
         let fd_path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let flags = AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(rustix::fs::CWD, fd_path, &dir, data_file(id), flags)?;
+        rustix::fs::linkat(rustix::fs::CWD, fd_path, &dir, node.to_string(), flags)?;
         Ok(StagedData {
-            id,
+            node,
             staged: Staged {
                 dir,
-                name: data_file(id),
+                name: node.to_string(),
                 file,
                 remove: true,
             },

@@ -508,7 +508,7 @@ impl Ready {
     }
 
     /// A volume that is not a snapshot.
-    fn writable(
+    pub(crate) fn writable(
         &self,
         op: &'static str,
         name: &VolumeName,

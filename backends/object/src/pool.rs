@@ -13,9 +13,9 @@ use tokio::task::spawn_blocking;
 use volmux_core::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteSize,
     Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
-    ExtentQuery, ExtentStream, Holder, OpenOptions, OriginKind, Pool, Pressure, Provisioning,
-    ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support, ThinPolicy,
-    Usage, Volume, VolumeId, VolumeName,
+    ExtentQuery, ExtentStream, FlattenOptions, Holder, OpenOptions, OriginKind, Pool, Pressure,
+    Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support,
+    ThinPolicy, Usage, Volume, VolumeId, VolumeName,
 };
 
 use crate::cache::{Cache, DiskCache, Tables};
@@ -519,6 +519,16 @@ impl Pool for ObjectPool {
         self.check_stop(&options.control, op, name)?;
         let ready = self.changing_existing(op, name).await?;
         ready.revert(op, name, snapshot).await
+    }
+
+    async fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume> {
+        let op = "flatten_volume";
+        self.check_stop(&options.control, op, name)?;
+        let ready = self.existing(op, name).await?;
+        ready.catalog.refresh(op).await?;
+        // Every volume has a map of its own, whatever it shares.
+        let entry = ready.writable(op, name, "clone it and flatten the clone")?;
+        Ok(entry.describe())
     }
 
     async fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {

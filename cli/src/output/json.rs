@@ -34,6 +34,7 @@ pub struct VolumeDoc<'a> {
     allocated: Option<ByteSize>,
     exclusive: Option<ByteSize>,
     fragments: Option<u64>,
+    depth: Option<u64>,
     provisioning: Provisioning,
     origin: Option<&'a Origin>,
     created: String,
@@ -49,6 +50,7 @@ impl<'a> From<&'a Volume> for VolumeDoc<'a> {
             allocated: volume.allocated,
             exclusive: volume.exclusive,
             fragments: volume.fragments,
+            depth: volume.depth,
             provisioning: volume.provisioning,
             origin: volume.origin.as_ref(),
             created: rfc3339(volume.created, true),
@@ -204,6 +206,7 @@ impl<'a> From<&'a Attachment> for AttachmentDoc<'a> {
         let (kind, path) = match &attached.target {
             AttachTarget::File { path } => ("file", Some(path.as_path())),
             AttachTarget::BlockDevice { path } => ("block-device", Some(path.as_path())),
+            AttachTarget::Qcow2 { path } => ("qcow2", Some(path.as_path())),
             // Kinds that later versions may add.
             _ => ("other", None),
         };
@@ -312,7 +315,8 @@ mod tests {
             json,
             "{\"schema\":\"volmux.volume.v1\",\"name\":\"web-1\",\
              \"id\":\"00000000-0000-4000-8000-000000000001\",\"virtual_size\":10737418240,\
-             \"allocated\":0,\"exclusive\":null,\"fragments\":null,\"provisioning\":\"thin\",\
+             \"allocated\":0,\"exclusive\":null,\"fragments\":null,\"depth\":null,\
+             \"provisioning\":\"thin\",\
              \"origin\":{\"kind\":\"snapshot\",\
              \"parent_id\":\"00000000-0000-4000-8000-000000000001\",\"parent_name\":\"web-1\"},\
              \"created\":\"2023-11-14T22:13:20.000001Z\"}"

@@ -65,6 +65,9 @@ pub fn volume_text(volume: &Volume) -> String {
     if let Some(fragments) = volume.fragments {
         fields.add("fragments", fragments);
     }
+    if let Some(depth) = volume.depth {
+        fields.add("depth", depth);
+    }
     fields.add("provisioning", volume.provisioning);
     fields.add("created", rfc3339(volume.created, false));
     fields.render()

@@ -43,8 +43,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange,
     Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
-    ExtentQuery, ExtentStream, Grade, Holder, OpenOptions, PoolExt, Registry, ResizeOptions,
-    Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName, ZeroOptions,
+    ExtentQuery, ExtentStream, FlattenOptions, Grade, Holder, OpenOptions, PoolExt, Registry,
+    ResizeOptions, Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName,
+    ZeroOptions,
 };
 
 /// The threads that a pool's calls run on. Pools that share one share its threads.
@@ -279,6 +280,15 @@ impl Pool {
     ) -> Result<Volume> {
         let work = self.inner.revert_volume(name, snapshot, options);
         self.threads.wait("revert_volume", work)?
+    }
+
+    /// See [`crate::Pool::flatten_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume> {
+        let work = self.inner.flatten_volume(name, options);
+        self.threads.wait("flatten_volume", work)?
     }
 
     /// See [`crate::Pool::adopt_volume`].

@@ -52,6 +52,8 @@ fn the_life_of_a_volume() {
         .expect("revert");
     pool.clone_volume(&s, &c, Default::default())
         .expect("clone");
+    let flat = pool.flatten_volume(&c, Default::default());
+    assert_eq!(flat.expect("flatten"), pool.volume(&c).expect("volume"));
     pool.copy_volume(&v, &d, Default::default()).expect("copy");
     pool.rename_volume(&d, &name("e")).expect("rename");
     let grow = ResizeOptions::grow(ByteSize::kib(128));

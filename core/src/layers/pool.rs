@@ -9,9 +9,9 @@ use super::device::LayerDevice;
 use super::{Call, Hook, Layer, each_item};
 use crate::{
     AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, Capabilities, CloneOptions,
-    Collected, Control, CopyOptions, CreateOptions, ExtentQuery, ExtentStream, Holder, OpenOptions,
-    Pool, ResizeOptions, Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume,
-    VolumeName,
+    Collected, Control, CopyOptions, CreateOptions, ExtentQuery, ExtentStream, FlattenOptions,
+    Holder, OpenOptions, Pool, ResizeOptions, Result, RevertOptions, SnapshotOptions, ThinPolicy,
+    Usage, Volume, VolumeName,
 };
 
 impl<H: Hook> Layer<H> {
@@ -126,6 +126,18 @@ impl<H: Hook> Pool for Layer<H> {
             .call("revert_volume", name)
             .watching(&mut options.control);
         let work = self.inner.revert_volume(name, snapshot, options);
+        self.hook.around(&call, work).await
+    }
+
+    async fn flatten_volume(
+        &self,
+        name: &VolumeName,
+        mut options: FlattenOptions,
+    ) -> Result<Volume> {
+        let call = self
+            .call("flatten_volume", name)
+            .watching(&mut options.control);
+        let work = self.inner.flatten_volume(name, options);
         self.hook.around(&call, work).await
     }
 

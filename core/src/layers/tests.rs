@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Every method of a pool that takes time.
-const POOL_OPS: [&str; 17] = [
+const POOL_OPS: [&str; 18] = [
     "usage",
     "create_volume",
     "volume",
@@ -24,6 +24,7 @@ const POOL_OPS: [&str; 17] = [
     "clone_volume",
     "copy_volume",
     "revert_volume",
+    "flatten_volume",
     "adopt_volume",
     "open_volume",
     "extents",
@@ -151,6 +152,10 @@ async fn perform(pool: &dyn Pool, data: bool, op: &str) -> Result<()> {
             let reverted = pool.revert_volume(&v, &s, Default::default()).await;
             reverted.map(drop)
         }
+        "flatten_volume" => {
+            let flattened = pool.flatten_volume(&v, Default::default()).await;
+            flattened.map(drop)
+        }
         "adopt_volume" => pool.adopt_volume("something", &v).await.map(drop),
         "open_volume" => {
             let opened = pool.open_volume(&v, OpenOptions::read_only()).await;
@@ -269,6 +274,7 @@ async fn a_cut_call_never_answers_and_a_deadline_ends_it() {
                 "clone_volume",
                 "copy_volume",
                 "revert_volume",
+                "flatten_volume",
             ];
             let limit = match (data, long.contains(&op)) {
                 (true, _) => 2,

@@ -16,9 +16,9 @@ use super::volume::{Content, MemoryVolume};
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange, ByteSize,
     Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
-    ExtentKind, ExtentQuery, ExtentStream, Holder, OpenOptions, Origin, OriginKind, Pool, Pressure,
-    Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions, SpaceRequest, Support,
-    ThinPolicy, Usage, Volume, VolumeName,
+    ExtentKind, ExtentQuery, ExtentStream, FlattenOptions, Holder, OpenOptions, Origin, OriginKind,
+    Pool, Pressure, Provisioning, ResizeOptions, Result, RevertOptions, SnapshotOptions,
+    SpaceRequest, Support, ThinPolicy, Usage, Volume, VolumeName,
 };
 
 const SECTOR: u64 = 512;
@@ -230,6 +230,13 @@ fn origin(kind: OriginKind, parent: &MemoryVolume, name: &VolumeName) -> Origin 
     }
 }
 
+/// Everything that is known of a volume.
+fn all_of(found: &MemoryVolume, name: &VolumeName) -> Volume {
+    let mut volume = found.describe(name);
+    volume.exclusive = Some(found.exclusive());
+    volume
+}
+
 impl fmt::Display for MemoryPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad("memory:")
@@ -298,9 +305,7 @@ impl Pool for MemoryPool {
 
     async fn volume(&self, name: &VolumeName) -> Result<Volume> {
         let found = self.find("volume", name)?;
-        let mut volume = found.describe(name);
-        volume.exclusive = Some(found.exclusive());
-        Ok(volume)
+        Ok(all_of(&found, name))
     }
 
     fn list_volumes(&self) -> BoxStream<'static, Result<Volume>> {
@@ -506,6 +511,20 @@ impl Pool for MemoryPool {
         drop(volumes);
         drop(replaced);
         Ok(changed)
+    }
+
+    async fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume> {
+        let op = "flatten_volume";
+        self.check_stop(&options.control, op, name)?;
+        let found = self.find(op, name)?;
+        if found.is_snapshot() {
+            return Err(self
+                .error(ErrorKind::InvalidInput, op, name)
+                .reason("a snapshot is read-only and can't be flattened")
+                .help("clone it and flatten the clone"));
+        }
+        // Every volume's blocks are found in one tree.
+        Ok(all_of(&found, name))
     }
 
     async fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {

@@ -18,6 +18,7 @@ use volmux::{
     AuditOptions, ByteRange, ByteSize, OpenOptions, Pool, PoolExt, ResizeOptions, Result, Support,
     Volume, VolumeName,
 };
+use volmux_conformance::chains::Chains;
 use volmux_conformance::crash::{How, Images, Op};
 use volmux_conformance::killed::{self, Expected};
 use volmux_conformance::lvm::place_foreign;
@@ -66,7 +67,7 @@ impl Place {
     /// What to expect of the pool: of that, the unit and how volumes are provisioned count.
     fn expect(&self) -> Expect {
         match self {
-            Place::Directory(_) | Place::Export(_) => Expect::DIR_COPY,
+            Place::Directory(_) | Place::Export(_) => Expect::DIR_CHAIN,
             Place::Group(config) if config.pool.is_some() => Expect::LVM_THIN,
             Place::Group(_) => Expect::LVM_THICK,
         }
@@ -78,6 +79,16 @@ impl Place {
         match self {
             Place::Directory(_) | Place::Export(_) => 14,
             Place::Group(_) => 6,
+        }
+    }
+
+    /// The directory in which the pool is, where there is one.
+    fn root(&self) -> Option<PathBuf> {
+        match self {
+            Place::Directory(root) => Some(root.clone()),
+            // Where the lab's server has it.
+            Place::Export(config) => Some(PathBuf::from(format!("/srv/nfs{}", config.export))),
+            Place::Group(_) => None,
         }
     }
 
@@ -120,7 +131,7 @@ async fn main() {
     let place = Place::new(pool);
     let pool = place.open().await;
     if let [check] = check {
-        hold_against(pool.as_ref(), Path::new(check)).await;
+        hold_against(&place, pool.as_ref(), Path::new(check)).await;
     }
     if seed == "none" {
         return;
@@ -148,7 +159,7 @@ async fn main() {
     }
 }
 
-async fn hold_against(pool: &dyn Pool, directory: &Path) {
+async fn hold_against(place: &Place, pool: &dyn Pool, directory: &Path) {
     let op = std::fs::read_to_string(directory.join("op")).expect("the operation");
     let expected = Expected {
         before: Images::load(&directory.join("before")),
@@ -156,6 +167,13 @@ async fn hold_against(pool: &dyn Pool, directory: &Path) {
         op: (!op.is_empty()).then(|| op.parse().expect("an operation")),
     };
     let found = killed::check(pool, &expected, |_| ()).await;
+    if let Some(root) = place.root().filter(|root| root.join("data").exists()) {
+        // Images are whole by what QEMU says, and a collection changes no volume.
+        Chains::of(&root).check();
+        pool.collect_garbage().await.expect("collect");
+        assert!(Images::of(pool).await == found, "a collection changed it");
+        Chains::of(&root).check();
+    }
     found.save(&directory.join("found"));
 }
 
@@ -259,7 +277,7 @@ impl Worker {
                 seed: self.below(1 << 32),
                 size: self.size(),
             },
-            _ => self.rarely(&volumes),
+            _ => self.rarely(name, &volumes),
         }
     }
 
@@ -283,12 +301,14 @@ impl Worker {
         }
     }
 
-    fn rarely(&mut self, volumes: &[Volume]) -> Op {
-        if self.below(2) == 0 {
-            return Op::Audit;
-        }
-        Op::Delete {
-            name: self.pick(volumes).name.to_string(),
+    fn rarely(&mut self, writable: String, volumes: &[Volume]) -> Op {
+        match self.below(5) {
+            0 => Op::Audit,
+            1 | 2 => Op::Collect,
+            3 => Op::Flatten { name: writable },
+            _ => Op::Delete {
+                name: self.pick(volumes).name.to_string(),
+            },
         }
     }
 
@@ -353,6 +373,12 @@ impl Worker {
             Op::Audit => {
                 let report = pool.audit(AuditOptions { repair: true }).await;
                 report.map(drop)
+            }
+            Op::Collect => pool.collect_garbage().await.map(drop),
+            Op::Flatten { name } => {
+                let name = checked_name(name);
+                let flattened = pool.flatten_volume(&name, Default::default());
+                flattened.await.map(drop)
             }
         }
     }

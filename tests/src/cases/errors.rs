@@ -22,6 +22,9 @@ pub(crate) async fn c12_every_operation_on_a_missing_volume_says_so(ctx: &Ctx<'_
     let result = pool.rename_volume(&missing, &new).await;
     ctx.refused(result, kind, "rename_volume", name, &before)
         .await;
+    let result = pool.flatten_volume(&missing, Default::default()).await;
+    ctx.refused(result, kind, "flatten_volume", name, &before)
+        .await;
     let result = pool.copy_volume(&missing, &new, Default::default()).await;
     ctx.refused(result, kind, "copy_volume", name, &before)
         .await;

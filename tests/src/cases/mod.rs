@@ -7,6 +7,7 @@ pub(crate) mod device;
 pub(crate) mod dropped;
 pub(crate) mod errors;
 pub(crate) mod extents;
+pub(crate) mod flatten;
 pub(crate) mod idempotent;
 pub(crate) mod in_use;
 pub(crate) mod independent;

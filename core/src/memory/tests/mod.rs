@@ -9,8 +9,8 @@ use super::tree::BLOCK;
 use super::{MemoryBackend, MemoryConfig, MemoryPool};
 use crate::{
     BlockDevice, ByteRange, ByteSize, CloneOptions, Control, CopyOptions, CreateOptions, ErrorKind,
-    ExtentQuery, Grade, OpenOptions, Pool, PoolExt, Provisioning, Registry, ResizeOptions, Result,
-    RevertOptions, Sharing, SnapshotOptions, VolumeName, ZeroOptions,
+    ExtentQuery, FlattenOptions, Grade, OpenOptions, Pool, PoolExt, Provisioning, Registry,
+    ResizeOptions, Result, RevertOptions, Sharing, SnapshotOptions, VolumeName, ZeroOptions,
 };
 
 fn name(name: &str) -> VolumeName {
@@ -316,6 +316,31 @@ async fn snapshots_are_read_only_and_reverting_needs_ones_own() {
         kind(reader.read_at(BLOCK, 1).await),
         ErrorKind::InvalidInput
     );
+}
+
+#[tokio::test]
+async fn flattening_has_nothing_to_do() {
+    let pool = MemoryPool::unlimited();
+    drop(thin(&pool, "a", 1).await);
+    snapshot(&pool, "a", "s").await;
+    let (a, s) = (name("a"), name("s"));
+    let device = open(&pool, "a").await;
+    let flat = pool.flatten_volume(&a, FlattenOptions::default()).await;
+    let flat = flat.expect("flatten, also while it is open");
+    assert_eq!(flat, pool.volume(&a).await.expect("volume"));
+    assert_eq!(flat.depth, None);
+    drop(device);
+    for (volume, expected) in [
+        (&s, ErrorKind::InvalidInput),
+        (&name("x"), ErrorKind::NotFound),
+    ] {
+        let flat = pool.flatten_volume(volume, FlattenOptions::default()).await;
+        assert_eq!(kind(flat), expected, "{volume}");
+    }
+    let options = FlattenOptions::default();
+    options.control.cancel();
+    let flat = pool.flatten_volume(&a, options).await;
+    assert_eq!(kind(flat), ErrorKind::TimedOut);
 }
 
 #[tokio::test]

@@ -1,0 +1,18 @@
+//! A virtual machine in which a process works on a directory pool on ext4, where snapshots and clones
+//! are chains of images, loses its power again and again, and its disk what was not flushed.
+
+use volmux_conformance::power::Machine;
+
+const MIB: u64 = 1 << 20;
+const BOOT: &str = "
+    mkdir -p /mnt/v
+    mount /dev/vda /mnt/v
+    mkdir -p /mnt/v/pool";
+
+#[test]
+#[ignore = "boots the lab many times: make check-lab"]
+fn a_pool_of_chains_survives_every_power_cut() {
+    let make = "mkfs.ext4 -q /dev/vda && sync /dev/vda";
+    let worker = env!("CARGO_BIN_EXE_crash-worker");
+    Machine::new(worker, 400 * MIB, make, BOOT, "/mnt/v/pool").cut_again_and_again(30);
+}
