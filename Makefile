@@ -133,6 +133,7 @@ fuzz: ## the parsers on FUZZ_RUNS made-up inputs, journals and the NBD server on
 	@$(FUZZED)/parse -runs=$(FUZZ_RUNS) -max_len=256 $(FUZZ_OPTIONS)
 	@$(FUZZED)/object -runs=$(FUZZ_RUNS) -max_len=512 $(call seeds,object) $(FUZZ_OPTIONS)
 	@$(FUZZED)/lvm -runs=$(FUZZ_RUNS) -max_len=2048 $(call seeds,lvm) $(FUZZ_OPTIONS)
+	@$(FUZZED)/qcow2 -runs=$(FUZZ_RUNS) -max_len=4096 $(call seeds,qcow2) $(FUZZ_OPTIONS)
 	@$(FUZZED)/records -runs=$(FUZZ_RUNS) -max_len=1024 $(call seeds,records) $(FUZZ_OPTIONS)
 	@$(FUZZED)/journal -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=512 $(FUZZ_OPTIONS)
 	@$(FUZZED)/nbd -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=4096 $(FUZZ_OPTIONS)

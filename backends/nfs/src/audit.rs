@@ -240,6 +240,12 @@ impl Inner {
             }
             needed.insert(node, None);
             next = match node.format {
+                // Below another file: of one that is a volume's own is told elsewhere.
+                Format::Raw if node != data => {
+                    let there = chain::open_node(pool, node, OFlags::RDONLY);
+                    there.map_err(|error| self.chain_error(OP, error))?;
+                    None
+                }
                 Format::Raw => None,
                 Format::Qcow2 => {
                     chain::parent_of(pool, node).map_err(|error| self.chain_error(OP, error))?

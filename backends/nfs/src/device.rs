@@ -258,7 +258,8 @@ impl Drop for Open {
             tracing::error!(volume = %self.name, %error, "writes since the last flush are lost");
         }
         // Readers in this pool object still have it.
-        if let Err(error) = inuse::only_read(image.head()) {
+        let head = image.head();
+        if let Err(error) = inuse::only_read(head).and_then(|()| inuse::end_changing(head)) {
             tracing::warn!(volume = %self.name, %error, "the volume stays locked until it is closed");
         }
     }
@@ -278,6 +279,7 @@ struct Handle {
     /// Taken out only when dropped.
     open: Option<Arc<Open>>,
     closing: Arc<Closing>,
+    remote: bool,
 }
 
 impl std::ops::Deref for Handle {
@@ -293,16 +295,34 @@ impl Drop for Handle {
         let Some(open) = self.open.take() else {
             return;
         };
-        if !open.writes() || !matches!(open.data(), Data::Chain(_)) {
+        let Data::Chain(image) = open.data() else {
+            return;
+        };
+        if !open.writes() {
             return;
         }
+        // Others wait for it, where to say so is no request to a server that may not answer.
+        if !self.remote
+            && let Err(error) = inuse::begin_changing(image.head())
+        {
+            tracing::warn!(volume = %open.name, %error, "others may find the volume in use");
+        }
+        drop(image);
         let being_closed = BeingClosed::new(open.id, &self.closing);
         let close = move || {
             drop(open);
             drop(being_closed);
         };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(close)),
+            Ok(runtime) => {
+                let closing = runtime.spawn_blocking(close);
+                // A task, for who ends the runtime and waits until there is none.
+                runtime.spawn(async {
+                    if let Err(error) = closing.await {
+                        tracing::error!(%error, "a volume was not closed");
+                    }
+                });
+            }
             Err(_) => close(),
         }
     }
@@ -338,6 +358,7 @@ impl FileDevice {
             open: Handle {
                 open: Some(open),
                 closing: pool.open_volumes.closing.clone(),
+                remote: pool.abilities.remote,
             },
             pool,
             abandoned: Abandoned::default(),

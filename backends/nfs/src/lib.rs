@@ -33,6 +33,9 @@ mod space;
 mod staged;
 mod sys;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 pub use config::{DirConfig, NfsConfig};
 pub use export::{NfsBackend, open};
 pub use pool::{DirBackend, DirPool};

@@ -185,7 +185,7 @@ impl Counts {
             for (count, at) in used.iter().zip(bytes.as_chunks_mut::<2>().0) {
                 *at = count.to_be_bytes();
             }
-            file.write_all_at(&bytes, *block)?;
+            write_changed(file, &bytes, *block)?;
         }
         let table: Vec<u8> = self
             .blocks
@@ -193,6 +193,22 @@ impl Counts {
             .flat_map(|block| block.to_be_bytes())
             .collect();
         file.sync_data()?;
-        file.write_all_at(&table, header.refcounts.offset)
+        write_changed(file, &table, header.refcounts.offset)
     }
+}
+
+/// Writes the parts that are not so yet: a table is mostly a hole.
+fn write_changed(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    const PART: usize = 4096;
+    let mut found = [0; PART];
+    for (at, part) in (offset..).step_by(PART).zip(bytes.chunks(PART)) {
+        let found = &mut found[..part.len()];
+        found.fill(0);
+        // What is past the end reads as zeros.
+        let _read = file.read_at(found, at)?;
+        if found != part {
+            file.write_all_at(part, at)?;
+        }
+    }
+    Ok(())
 }

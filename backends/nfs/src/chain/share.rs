@@ -138,14 +138,14 @@ impl Inner {
             let mut nodes = vec![data];
             loop {
                 let node = nodes[nodes.len() - 1];
-                if !node.is_qcow2() {
-                    return Ok(nodes);
-                }
                 if nodes.len() > MOST_LAYERS {
                     return Err(ChainError::TooDeep(data));
                 }
                 let file = image::open_node(pool, node, OFlags::RDONLY)?;
-                nodes.extend(header_of(node, &file)?.map(|header| header.parent));
+                match header_of(node, &file)? {
+                    Some(header) => nodes.push(header.parent),
+                    None => return Ok(nodes),
+                }
             }
         })
         .map_err(failed)
