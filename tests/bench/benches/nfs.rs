@@ -1,8 +1,13 @@
-//! Pools in NFS exports against `cp` on the same mount. All of one comparison in one run, taking turns,
-//! medians. In the lab: `make bench-nfs`. The server's file system lies on memory.
+//! Pools in NFS exports against `cp` and `qemu-img create` on the same mount. All of one comparison in
+//! one run, taking turns, medians. In the lab: `make bench-nfs`. The server's file system lies on
+//! memory. A rival's time is that of its process, from start to end: so it costs its user.
+//!
+//! `cargo bench … -- chain copy` runs only those parts.
 
+use std::collections::BTreeMap;
 use std::env;
-use std::fs;
+use std::fs::{self, File, OpenOptions as FileOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -20,6 +25,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// What is copied is not all: in the lab each byte costs as much as twenty elsewhere.
 const COPIED: u64 = 64 * MIB;
+/// Data in the volumes and files of which chains are made, which never move any of it.
+const BELOW: u64 = 4 * MIB;
 
 fn main() -> Result<()> {
     header("pools in NFS 4.2 exports, in the lab: only ratios say something of other machines")?;
@@ -31,6 +38,9 @@ fn main() -> Result<()> {
     let bench = Bench::new("xfs", 3 * GIB)?;
     if wanted("snapshot") {
         bench.snapshot()?;
+    }
+    if wanted("chain") {
+        Bench::new("ext4", GIB)?.chain()?;
     }
     if wanted("copy") {
         println!(
@@ -79,22 +89,27 @@ impl Bench {
     fn full(&self, name: &str, size: u64) -> Result<(VolumeName, PathBuf)> {
         let name = VolumeName::new(name)?;
         let before = self.files()?;
-        self.runtime.block_on(async {
-            let options = CreateOptions::thin(ByteSize::new(size));
-            self.pool.create_volume(&name, options).await?;
-            let device = self
-                .pool
-                .open_volume(&name, OpenOptions::read_write())
-                .await?;
-            let data = Bytes::from(vec![0x5a; MIB as usize]);
-            for at in (0..size).step_by(MIB as usize) {
-                device.write_at(at, data.clone()).await?;
-            }
-            device.flush().await
-        })?;
+        self.make(&name, size, size)?;
         let mut files = self.files()?.into_iter();
         let file = files.find(|file| !before.contains(file));
         Ok((name, file.ok_or("the volume has no file")?))
+    }
+
+    /// A volume that begins with so much data, durably.
+    fn make(&self, name: &VolumeName, size: u64, data: u64) -> Result<()> {
+        Ok(self.runtime.block_on(async {
+            let options = CreateOptions::thin(ByteSize::new(size));
+            self.pool.create_volume(name, options).await?;
+            let device = self
+                .pool
+                .open_volume(name, OpenOptions::read_write())
+                .await?;
+            let bytes = Bytes::from(vec![0x5a; MIB as usize]);
+            for at in (0..data).step_by(MIB as usize) {
+                device.write_at(at, bytes.clone()).await?;
+            }
+            device.flush().await
+        })?)
     }
 
     fn files(&self) -> Result<Vec<PathBuf>> {
@@ -143,6 +158,42 @@ impl Bench {
             clone.median().as_secs_f64() / cp.median().as_secs_f64()
         );
         Ok(self.runtime.block_on(self.pool.delete_volume(&source))?)
+    }
+
+    /// Snapshots and clones as images above a file, each of a file that has none yet.
+    fn chain(&self) -> Result<()> {
+        println!("info -- snapshot and clone of 1 GiB over ext4, as qcow2 images");
+        into_memory("qemu-img")?;
+        let mut all = [
+            Samples::new("volmux snapshot_volume"),
+            Samples::new("volmux clone_volume of a snapshot"),
+            Samples::new("qemu-img create -b"),
+            Samples::new("qemu-img create -b, fsync of file and directory"),
+            Samples::new("qemu-img --version"),
+        ];
+        let sides = all.len();
+        // Whoever does it first finds nothing in the caches.
+        for side in 0..sides {
+            let before = self.requests()?;
+            self.chain_turn(side, &mut Samples::new(""))?;
+            let requests = added(&before, &self.requests()?);
+            println!("info requests of one turn {side}, all of it: {requests}");
+        }
+        for turn in 0..25 {
+            for side in (turn..turn + sides).map(|side| side % sides) {
+                self.chain_turn(side, &mut all[side])?;
+            }
+        }
+        all.iter().for_each(Samples::print);
+        let [snapshot, clone, create, ..] = &all;
+        ratio("nfs-chain-snapshot-vs-qemu-img-create", snapshot, create);
+        ratio("nfs-chain-clone-vs-qemu-img-create", clone, create);
+        Ok(())
+    }
+
+    /// One of the sides of [`chain`](Self::chain); it leaves nothing behind.
+    fn chain_turn(&self, side: usize, samples: &mut Samples) -> Result<()> {
+        todo!()
     }
 
     /// A copy by us, and by `cp`; both end once it is durable.
