@@ -366,6 +366,28 @@ async fn who_wants_a_volume_makes_its_merge_stop() {
 }
 
 #[tokio::test]
+async fn a_merge_that_was_noted_loses_nothing_that_was_written_since() {
+    let scene = Scene::new(96 * MIB).await;
+    scene.create("a", 4 * MIB).await;
+    scene.write("a", 0, pattern(1, MIB as usize)).await;
+    scene.snapshot("a", "s").await;
+    scene.delete("s").await;
+    let chains = Chains::of(&scene.root);
+    let from = &chains.tops["a"];
+    let into = chains.needed.iter().find(|file| file.ends_with(".raw"));
+    let into = into.expect("a raw file").trim_end_matches(".raw");
+    let json = format!("{{\"version\":2,\"from\":\"{from}\",\"into\":\"{into}\"}}");
+    let note = format!("{json}\ncrc32 {:08x}\n", crc32fast::hash(json.as_bytes()));
+    std::fs::write(scene.root.join("merge.json"), note).expect("write");
+    scene.write("a", 2 * MIB, pattern(2, MIB as usize)).await;
+    let before = scene.read("a").await;
+    scene.collect().await;
+    assert!(scene.read("a").await == before);
+    assert!(!scene.root.join("merge.json").exists());
+    assert_eq!(scene.chains().files.len(), 1);
+}
+
+#[tokio::test]
 async fn a_merge_that_does_not_fit_is_refused() {
     let scene = Scene::new(96 * MIB).await;
     scene.create("a", 64 * MIB).await;
@@ -427,6 +449,16 @@ async fn a_volume_goes_on_in_another_file_only_if_all_know() {
         if !chain {
             scene.snapshot("a", "first").await;
         }
+    }
+    // Also where those who read a chain here keep writers out already.
+    let here = scene.pool.open_volume(&a, OpenOptions::read_only()).await;
+    let here = here.expect("open");
+    let there = other.open_volume(&a, OpenOptions::read_only()).await;
+    let there = there.expect("open");
+    assert_error(snapshot().await, ErrorKind::Busy, "used_by");
+    for reader in [here, there] {
+        let found = reader.read_at(0, MIB as usize).await.expect("read");
+        assert!(found == pattern(1, MIB as usize));
     }
     // Readers and the writer of one pool object all go on.
     let reader = scene.pool.open_volume(&a, OpenOptions::read_only()).await;

@@ -233,25 +233,23 @@ impl Inner {
         data: Node,
         needed: &mut HashMap<Node, Option<Node>>,
     ) -> Result<()> {
+        let failed = |error| self.chain_error(OP, error);
         let mut next = Some(data);
         while let Some(node) = next {
+            if node.format == Format::Raw && node != data {
+                // Of a volume's own it is told elsewhere whether it is there.
+                chain::open_node(pool, node, OFlags::RDONLY).map_err(failed)?;
+            }
             if needed.contains_key(&node) {
                 return Ok(());
             }
             needed.insert(node, None);
-            next = match node.format {
-                // Below another file: of one that is a volume's own is told elsewhere.
-                Format::Raw if node != data => {
-                    let there = chain::open_node(pool, node, OFlags::RDONLY);
-                    there.map_err(|error| self.chain_error(OP, error))?;
-                    None
-                }
-                Format::Raw => None,
-                Format::Qcow2 => {
-                    chain::parent_of(pool, node).map_err(|error| self.chain_error(OP, error))?
-                }
-            };
-            needed.insert(node, next);
+            if node.is_qcow2() {
+                next = chain::parent_of(pool, node).map_err(failed)?;
+                needed.insert(node, next);
+            } else {
+                next = None;
+            }
         }
         Ok(())
     }

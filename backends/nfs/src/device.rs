@@ -143,8 +143,17 @@ impl OpenVolumes {
 
     /// Waits until what was written through handles that are closed by now is in the file. Blocks.
     pub fn wait_closed(&self, id: VolumeId) {
+        self.wait_while(|closing| closing.contains(&id));
+    }
+
+    /// As [`wait_closed`](Self::wait_closed), for all volumes.
+    pub fn wait_all_closed(&self) {
+        self.wait_while(|closing| !closing.is_empty());
+    }
+
+    fn wait_while(&self, goes_on: impl Fn(&[VolumeId]) -> bool) {
         let mut closing = self.closing.lock();
-        while closing.contains(&id) {
+        while goes_on(&closing) {
             let one_less = self.closing.one_less.wait(closing);
             closing = one_less.unwrap_or_else(PoisonError::into_inner);
         }

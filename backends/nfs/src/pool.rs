@@ -169,14 +169,19 @@ impl DirPool {
         name: &VolumeName,
         control: &Control,
     ) -> Result<Volume> {
-        // The turn first: to wait for it with the source's writers held back would stop a guest.
-        // A file that is frozen must not be opened meanwhile.
-        let freezes = kind != OriginKind::Copy && !self.0.abilities.clone;
+        let chains = |record: &VolumeRecord| self.0.chains(record.data);
+        let record = self.record(op, source).await?.filter(chains);
+        // The turn first: to wait for it with the source's writers held back would stop a guest. And
+        // a file that is frozen must not be opened meanwhile.
+        let freezes = kind != OriginKind::Copy && record.is_some();
         let turns = match freezes {
             true => self.0.names.turn(&[source, name]).await,
             false => self.0.names.turn(&[name]).await,
         };
-        let quiet = self.quiet(op, source).await?;
+        let quiet = match record {
+            Some(_) => self.quiet(op, source).await?,
+            None => Quiet::default(),
+        };
         let (source, made) = (source.clone(), name.clone());
         self.run_in_turn(op, Some(name), turns, control, move |inner, stop| {
             inner.duplicate(op, kind, &source, &made, &quiet, stop)
@@ -184,15 +189,16 @@ impl DirPool {
         .await
     }
 
-    /// Holds back the writes that go through this pool object while a copy is made of `name`. A
-    /// reflink needs none of that: the kernel makes it at one moment.
-    async fn quiet(&self, op: &'static str, name: &VolumeName) -> Result<Quiet> {
+    async fn record(&self, op: &'static str, name: &VolumeName) -> Result<Option<VolumeRecord>> {
         let looked = name.clone();
-        let record = self
-            .look(op, name, move |inner| inner.find(op, &looked))
-            .await?;
-        let chains = |record: &VolumeRecord| self.0.chains(record.data);
-        let Some(VolumeRecord { id, .. }) = record.filter(chains) else {
+        self.look(op, name, move |inner| inner.find(op, &looked))
+            .await
+    }
+
+    /// Holds back the writes that go through this pool object while a copy is made of `name`, or a
+    /// new file begun for it. A reflink needs none of that: the kernel makes it at one moment.
+    async fn quiet(&self, op: &'static str, name: &VolumeName) -> Result<Quiet> {
+        let Some(VolumeRecord { id, .. }) = self.record(op, name).await? else {
             return Ok(Quiet::default());
         };
         let volumes = &self.0.open_volumes;

@@ -9,8 +9,10 @@ use std::env;
 use std::fs::{self, File, OpenOptions as FileOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Runtime;
@@ -54,6 +56,65 @@ fn main() -> Result<()> {
         Bench::new("ext4", GIB)?.copy(&[])?;
     }
     Ok(())
+}
+
+/// What takes turns in [`Bench::chain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// Of a volume.
+    Snapshot,
+    /// Of a snapshot.
+    Clone,
+    /// An image above a raw file by `qemu-img`, as it leaves it: closed, and so on the server.
+    Create,
+    /// The same, with an fsync of the image and its directory, which `qemu-img` does not do.
+    DurableCreate,
+    /// `qemu-img` does nothing.
+    Start,
+}
+
+const SIDES: [Side; 5] = [
+    Side::Snapshot,
+    Side::Clone,
+    Side::Create,
+    Side::DurableCreate,
+    Side::Start,
+];
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Side::Snapshot => "volmux snapshot_volume",
+            Side::Clone => "volmux clone_volume of a snapshot",
+            Side::Create => "qemu-img create -b",
+            Side::DurableCreate => "qemu-img create -b, fsync of both",
+            Side::Start => "qemu-img --version",
+        }
+    }
+}
+
+const SOURCE: &str = "source";
+const BELOW_CLONE: &str = "below";
+const MADE: &str = "made";
+const RIVAL_BASE: &str = "rival.raw";
+const RIVAL_IMAGE: &str = "rival.qcow2";
+
+/// How many requests of each kind.
+struct Requests(BTreeMap<String, u64>);
+
+impl Requests {
+    /// In words: those that came since `before`.
+    fn since(&self, before: &Requests) -> String {
+        let more = |(name, now): (&String, &u64)| {
+            let new = now - before.0.get(name).copied().unwrap_or_default();
+            (new > 0).then(|| (name.clone(), new))
+        };
+        let mut new: Vec<_> = self.0.iter().filter_map(more).collect();
+        new.sort_by_key(|(_, number)| std::cmp::Reverse(*number));
+        let all: u64 = new.iter().map(|(_, number)| number).sum();
+        let each = new.iter().map(|(name, number)| format!("{number} {name}"));
+        format!("{all} in all: {}", each.collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// A pool, and the mount that it lies on.
@@ -160,28 +221,30 @@ impl Bench {
         Ok(self.runtime.block_on(self.pool.delete_volume(&source))?)
     }
 
-    /// Snapshots and clones as images above a file, each of a file that has none yet.
+    /// Snapshots and clones as images above a file that has none yet, of 1 GiB.
     fn chain(&self) -> Result<()> {
         println!("info -- snapshot and clone of 1 GiB over ext4, as qcow2 images");
         into_memory("qemu-img")?;
-        let mut all = [
-            Samples::new("volmux snapshot_volume"),
-            Samples::new("volmux clone_volume of a snapshot"),
-            Samples::new("qemu-img create -b"),
-            Samples::new("qemu-img create -b, fsync of file and directory"),
-            Samples::new("qemu-img --version"),
-        ];
-        let sides = all.len();
-        // Whoever does it first finds nothing in the caches.
-        for side in 0..sides {
+        let mut all = SIDES.map(|side| Samples::new(side.name()));
+        // Whoever does it first finds nothing in the caches, so that is not timed.
+        for side in SIDES {
+            self.prepare(side)?;
             let before = self.requests()?;
-            self.chain_turn(side, &mut Samples::new(""))?;
-            let requests = added(&before, &self.requests()?);
-            println!("info requests of one turn {side}, all of it: {requests}");
+            self.work(side)?;
+            // Files that were closed are given back to the server a little later.
+            thread::sleep(Duration::from_secs(1));
+            println!(
+                "info requests: {}, {}",
+                side.name(),
+                self.requests()?.since(&before)
+            );
+            self.clean(side)?;
         }
         for turn in 0..25 {
-            for side in (turn..turn + sides).map(|side| side % sides) {
-                self.chain_turn(side, &mut all[side])?;
+            for side in (turn..turn + SIDES.len()).map(|side| side % SIDES.len()) {
+                self.prepare(SIDES[side])?;
+                all[side].time(|| self.work(SIDES[side]))?;
+                self.clean(SIDES[side])?;
             }
         }
         all.iter().for_each(Samples::print);
@@ -191,9 +254,93 @@ impl Bench {
         Ok(())
     }
 
-    /// One of the sides of [`chain`](Self::chain); it leaves nothing behind.
-    fn chain_turn(&self, side: usize, samples: &mut Samples) -> Result<()> {
-        todo!()
+    /// What a turn of `side` begins with: each has data of its own below, which is durable.
+    fn prepare(&self, side: Side) -> Result<()> {
+        let source = VolumeName::new(SOURCE)?;
+        match side {
+            Side::Snapshot => self.make(&source, GIB, BELOW),
+            Side::Clone => {
+                self.make(&source, GIB, BELOW)?;
+                self.duplicate(Side::Snapshot, &source, &VolumeName::new(BELOW_CLONE)?)
+            }
+            Side::Create | Side::DurableCreate => {
+                let file = File::create_new(self.root.join(RIVAL_BASE))?;
+                file.set_len(GIB)?;
+                file.write_all_at(&vec![0x5a; BELOW as usize], 0)?;
+                Ok(file.sync_all()?)
+            }
+            Side::Start => Ok(()),
+        }
+    }
+
+    /// The part that is timed.
+    fn work(&self, side: Side) -> Result<()> {
+        let made = VolumeName::new(MADE)?;
+        let (base, image) = (self.root.join(RIVAL_BASE), self.root.join(RIVAL_IMAGE));
+        match side {
+            Side::Snapshot => self.duplicate(side, &VolumeName::new(SOURCE)?, &made),
+            Side::Clone => self.duplicate(side, &VolumeName::new(BELOW_CLONE)?, &made),
+            Side::Create | Side::DurableCreate => {
+                let options = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
+                finish(Command::new("qemu-img").args(options).arg(base).arg(&image))?;
+                if side == Side::DurableCreate {
+                    File::open(&image)?.sync_all()?;
+                    File::open(&self.root)?.sync_all()?;
+                }
+                Ok(())
+            }
+            Side::Start => finish(
+                Command::new("qemu-img")
+                    .arg("--version")
+                    .stdout(Stdio::null()),
+            ),
+        }
+    }
+
+    fn duplicate(&self, side: Side, source: &VolumeName, made: &VolumeName) -> Result<()> {
+        self.runtime.block_on(async {
+            if side == Side::Snapshot {
+                let options = SnapshotOptions::default();
+                self.pool.snapshot_volume(source, made, options).await
+            } else {
+                let options = CloneOptions::default();
+                self.pool.clone_volume(source, made, options).await
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Removes all that a turn of `side` made.
+    fn clean(&self, side: Side) -> Result<()> {
+        match side {
+            Side::Snapshot | Side::Clone => self.runtime.block_on(async {
+                for name in [MADE, BELOW_CLONE, SOURCE] {
+                    self.pool.delete_volume(&VolumeName::new(name)?).await?;
+                }
+                self.pool.collect_garbage().await?;
+                Ok(())
+            }),
+            Side::Create | Side::DurableCreate => {
+                fs::remove_file(self.root.join(RIVAL_IMAGE))?;
+                Ok(fs::remove_file(self.root.join(RIVAL_BASE))?)
+            }
+            Side::Start => Ok(()),
+        }
+    }
+
+    /// What the server was asked through this mount so far.
+    fn requests(&self) -> Result<Requests> {
+        let stats = fs::read_to_string("/proc/self/mountstats")?;
+        let mounted = format!(" mounted on {} ", text(&self.root)?);
+        let lines = stats.lines().skip_while(|line| !line.contains(&mounted));
+        let lines = lines.skip_while(|line| line.trim() != "per-op statistics");
+        let mut counts = BTreeMap::new();
+        for line in lines.skip(1).take_while(|line| !line.is_empty()) {
+            let (name, numbers) = line.trim().split_once(": ").ok_or("no request's name")?;
+            let count = numbers.split(' ').next().ok_or("no number")?;
+            counts.insert(name.to_owned(), count.parse()?);
+        }
+        Ok(Requests(counts))
     }
 
     /// A copy by us, and by `cp`; both end once it is durable.
@@ -246,14 +393,29 @@ fn text(path: &Path) -> Result<&str> {
 }
 
 fn copied(options: &[&str], from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp")
-        .args(options)
-        .arg(from)
-        .arg(to)
-        .status()?;
+    finish(Command::new("cp").args(options).arg(from).arg(to))
+}
+
+fn finish(command: &mut Command) -> Result<()> {
+    let status = command.status()?;
     if status.success() {
         Ok(())
     } else {
-        Err(format!("cp {from:?}: {status}").into())
+        Err(format!("{command:?}: {status}").into())
     }
+}
+
+/// Has the lab keep a program and its libraries in memory, where `cp` is: by itself it asks the host
+/// for them, and to start the program would take longer than what it does.
+fn into_memory(program: &str) -> Result<()> {
+    let path = run("which", &[program]);
+    let libraries = run("ldd", &[path.trim()]);
+    let paths = libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'));
+    for path in paths.chain([path.trim()]) {
+        // The lab's root is an overlay, which copies what may be written.
+        FileOptions::new().append(true).open(path)?;
+    }
+    Ok(())
 }

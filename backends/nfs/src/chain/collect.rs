@@ -29,7 +29,7 @@ use crate::layout::{PoolDirs, file_error};
 use crate::node::Node;
 use crate::pool::Inner;
 use crate::queue::Stop;
-use crate::record::{FORMAT_VERSION, MergeRecord};
+use crate::record::{FORMAT_VERSION, MergeRecord, VolumeRecord};
 use crate::sys::{self, Locked};
 
 const OP: &str = "collect_garbage";
@@ -71,6 +71,7 @@ impl Inner {
                 .reason("another collection is running")
                 .help("wait until it is done"));
         };
+        self.open_volumes.wait_all_closed();
         let pending = !self.end_pending(pool, &mut collected)?;
         self.drop_unneeded(pool, &mut collected)?;
         if pending {
@@ -254,13 +255,20 @@ impl Inner {
         }
         lower.end(upper.size()).map_err(failed)?;
         drop(lower);
-        let record = MergeRecord {
-            version: FORMAT_VERSION,
-            from,
-            into,
-        };
-        pool.begin_merge(&record)
-            .map_err(|e| file_error(OP, self.layout.path(), e))?;
+        // What is never written again may be referred to by many, and all of them have to come to refer
+        // to the other file, also after a crash: the files are locked no more then. What a volume writes
+        // is referred to by that alone, and so by one rename.
+        let of_volume = |(_, record): &&(VolumeName, VolumeRecord)| record.data == from;
+        let volume = references.records.iter().find(of_volume);
+        if volume.is_none_or(|(_, record)| is_snapshot(record)) {
+            let record = MergeRecord {
+                version: FORMAT_VERSION,
+                from,
+                into,
+            };
+            pool.begin_merge(&record)
+                .map_err(|e| file_error(OP, self.layout.path(), e))?;
+        }
         match self.take_place(pool, &pair, &references)? {
             Some(freed) => {
                 let taken = blocks(&pair.into.file).map_err(failed)?;
@@ -290,6 +298,20 @@ impl Inner {
             return Ok(false);
         };
         let references = self.known(pool)?;
+        let attached = |(_, record): &(VolumeName, VolumeRecord)| {
+            record.data == from && !record.attachments.is_empty()
+        };
+        if references.records.iter().any(attached) {
+            // A host has its path.
+            return Ok(false);
+        }
+        let written =
+            |(_, record): &(VolumeName, VolumeRecord)| record.data == from && !is_snapshot(record);
+        if references.records.iter().any(written) {
+            // No merge of this kind is noted, for it may have been written since.
+            pool.end_merge().map_err(failed)?;
+            return Ok(true);
+        }
         match self.take_place(pool, &pair, &references)? {
             Some(freed) => {
                 collected.freed = ByteSize::new(collected.freed.bytes() + freed);
@@ -373,6 +395,10 @@ impl Inner {
         let Some(mut record) = record.filter(|record| record.data == from) else {
             return Ok(true);
         };
+        if !record.attachments.is_empty() {
+            // Attached since then: a host has its path.
+            return Ok(false);
+        }
         record.set_data(into.node);
         pool.publish_over(name, &record, None, &moves)
             .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;

@@ -356,9 +356,11 @@ pub fn is_snapshot(record: &VolumeRecord) -> bool {
 /// A volume's file that nobody but this process has open, and nobody writes.
 struct Still<'a> {
     base: Part,
+    /// The file, as it is open by whose locks all of that is so.
+    locked: Arc<Locked>,
     /// The chain of which it is the top, where that is open here.
     image: Option<Arc<Image>>,
-    /// The files of handles that have it open here as a raw file.
+    /// The files of handles that have it open here, and say no more that they read it.
     readers: Vec<Arc<Locked>>,
     handles: &'a [Arc<Open>],
     released: bool,
@@ -402,14 +404,20 @@ impl<'a> Still<'a> {
             ),
             error => inner.chain_error(op, error),
         })?;
+        let written = image.as_ref().filter(|image| image.is_writable());
+        let written = written.map(|image| image.head().clone());
+        let locked = written.as_ref().unwrap_or(&base.file).clone();
         let mut still = Still {
             base,
+            locked,
             readers: Vec::new(),
             image,
             handles,
             released: false,
         };
-        if still.image.is_none() {
+        // Who writes a chain has kept readers out already.
+        if written.is_none() {
+            inuse::begin_changing(&still.locked).map_err(io)?;
             still.keep_readers_out().map_err(io)?.ok_or_else(|| {
                 inner.busy(op, &still.base.file).help(
                     "here a snapshot begins a new file, of which another process that reads the \
@@ -423,13 +431,12 @@ impl<'a> Still<'a> {
     /// Own handles read it too, so they don't say so for the moment. `None` if another process does.
     fn keep_readers_out(&mut self) -> std::io::Result<Option<()>> {
         for open in self.handles {
-            if let Data::Raw(_, file) = open.data() {
-                inuse::set_reading(&file, false)?;
-                self.readers.push(file);
-            }
+            let file = open.data().file().clone();
+            inuse::set_reading(&file, false)?;
+            self.readers.push(file);
         }
-        inuse::set_reading(&self.base.file, false)?;
-        if inuse::lock_readers_out(&self.base.file)? {
+        inuse::set_reading(&self.locked, false)?;
+        if inuse::lock_readers_out(&self.locked)? {
             return Ok(Some(()));
         }
         Ok(None)
@@ -449,18 +456,16 @@ impl<'a> Still<'a> {
     fn release(mut self) -> std::result::Result<Part, ChainError> {
         self.released = true;
         let error = |error| ChainError::Io(self.base.node, error);
-        self.only_read().map_err(error)?;
-        if let Some(image) = &self.image {
-            inuse::only_read(image.head()).map_err(error)?;
+        // At no moment is it unlocked: nobody may merge anything into it now.
+        inuse::set_reading(&self.locked, true).map_err(error)?;
+        inuse::set_reading(&self.base.file, true).map_err(error)?;
+        let head = self.image.as_ref().map(|image| image.head());
+        for file in head.into_iter().chain([&self.locked]) {
+            inuse::set_reading(file, true).map_err(error)?;
+            inuse::only_read(file).map_err(error)?;
         }
+        inuse::end_changing(&self.locked).map_err(error)?;
         Ok(self.base.again())
-    }
-
-    /// At no moment is it unlocked: nobody may merge anything into it now.
-    fn only_read(&self) -> std::io::Result<()> {
-        inuse::set_reading(&self.base.file, true)?;
-        inuse::only_read(&self.base.file)?;
-        inuse::end_changing(&self.base.file)
     }
 }
 
@@ -470,10 +475,11 @@ impl Drop for Still<'_> {
         if self.released {
             return;
         }
-        let mut locked = self.only_read();
+        let mut locked = inuse::set_reading(&self.locked, true);
         for file in &self.readers {
             locked = locked.and_then(|()| inuse::set_reading(file, true));
         }
+        locked = locked.and_then(|()| inuse::end_changing(&self.locked));
         if let Err(error) = locked {
             tracing::error!(file = %self.base.node, %error, "a reader's lock could not be taken again");
         }
