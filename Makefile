@@ -217,7 +217,7 @@ bench-lvm: setup lab ## LVM pools against lvm2's own commands (in the lab, root,
 .PHONY: bench-nfs
 bench-nfs: export CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER = \
     $(AS_ROOT) $(CURDIR)/tests/lab/run --time 1500 --memory 8000 --
-bench-nfs: setup lab ## NFS pools against cp on the same mount (in the lab, root, 10 minutes)
+bench-nfs: setup lab ## NFS pools against cp and qemu-img on the same mount (in the lab, root, 10 minutes)
 	$(call title,bench-nfs)
 	@cargo bench --locked -p volmux-bench --bench nfs
 

@@ -299,6 +299,105 @@ fn a_server_that_squashes_root_gives_what_nobody_may_have() {
     }
 }
 
+/// Whose a directory is that a server gives neither root nor nobody.
+const OWNER: u32 = 4321;
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn a_pool_is_used_as_who_owns_it() {
+    // Where it clones, and where snapshots are chains of files of which some are never written again.
+    for version in ["4.2", "3"] {
+        used_as_who_owns_it(version);
+    }
+}
+
+fn used_as_who_owns_it(version: &str) {
+    let export = Export::with_quota(64 * MIB, OWNER, 8 * MIB);
+    let directory = export.path().join("pool");
+    fs::create_dir(&directory).expect("a directory on the server");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("chmod");
+    std::os::unix::fs::chown(&directory, Some(OWNER), Some(OWNER)).expect("chown");
+    let what = format!("127.0.0.1:{}", export.path().display());
+    let squashed = format!(
+        "rw,sync,root_squash,insecure,no_subtree_check,fsid={}",
+        90 + version.len()
+    );
+    run("exportfs", &["-o", &squashed, &what]);
+    let mut config = export.config("pool", version);
+    // Root is nobody there.
+    assert_error(
+        open(&config),
+        &[ErrorKind::PermissionDenied],
+        &["no_root_squash"],
+    );
+    (config.uid, config.gid) = (Some(OWNER), Some(OWNER));
+    let holder = Holder::new("host-1").expect("a holder");
+    on(async {
+        let pool = volmux::nfs::open(config.clone()).await.expect("open");
+        let options = CreateOptions::thin(ByteSize::new(16 * MIB));
+        pool.create_volume(&n("a"), options).await.expect("create");
+        let device = pool.open_volume(&n("a"), OpenOptions::read_write()).await;
+        let device = device.expect("open");
+        device.write_at(0, pattern(1, 4096)).await.expect("write");
+        device.flush().await.expect("flush");
+        let (a, s, c) = (n("a"), n("s"), n("c"));
+        let made = pool.snapshot_volume(&a, &s, Default::default()).await;
+        made.expect("snapshot");
+        device.write_at(0, pattern(2, 4096)).await.expect("write");
+        device.flush().await.expect("flush");
+        drop(device);
+        let made = pool.clone_volume(&s, &c, Default::default()).await;
+        made.expect("clone");
+        assert_eq!(pool.volumes().await.expect("list").len(), 3);
+        let attach = AttachOptions {
+            holder: holder.clone(),
+            access: Access::ReadWrite,
+            sharing: Sharing::Exclusive,
+        };
+        pool.attach_volume(&c, attach).await.expect("attach");
+        pool.detach_volume(&c, &holder).await.expect("detach");
+        pool.delete_volume(&s).await.expect("delete");
+        let report = pool.audit(AuditOptions { repair: true }).await;
+        assert!(report.expect("audit").is_clean());
+        pool.collect_garbage().await.expect("collect");
+        let report = pool.audit(AuditOptions { repair: true }).await;
+        assert!(report.expect("audit").is_clean());
+        // Its quota is what there is room for.
+        let device = pool.open_volume(&a, OpenOptions::read_write()).await;
+        let device = device.expect("open");
+        let mut written = 0;
+        let full = loop {
+            let data = pattern(written, MIB as usize);
+            let at = written * MIB;
+            match device.write_at(at, data).await {
+                Ok(()) => match device.flush().await {
+                    Ok(()) => written += 1,
+                    Err(error) => break error,
+                },
+                Err(error) => break error,
+            }
+            assert!(written < 16, "a quota of 8 MiB");
+        };
+        assert_eq!(full.kind(), ErrorKind::NoSpace, "{full:?}");
+        assert!(written >= 4, "{written}");
+        drop(device);
+        let device = pool.open_volume(&a, OpenOptions::read_only()).await;
+        let device = device.expect("open");
+        for number in 0..written {
+            let found = device.read_at(number * MIB, MIB as usize).await;
+            assert!(found.expect("read") == pattern(number, MIB as usize));
+        }
+    });
+    for place in ["data", "volumes"] {
+        for file in fs::read_dir(directory.join(place)).expect("list") {
+            use std::os::unix::fs::MetadataExt;
+            let metadata = file.expect("a file").metadata().expect("stat");
+            assert_eq!((metadata.uid(), metadata.gid()), (OWNER, OWNER));
+            assert_eq!(metadata.mode() & 0o077, 0);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs the kernel's NFS server: tests/lab/run"]
 fn what_the_server_lost_is_told() {

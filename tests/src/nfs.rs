@@ -126,6 +126,23 @@ impl Export {
     /// # Panics
     /// If it can't be made.
     pub fn new(kind: &str, bytes: u64) -> Export {
+        Export::mounted(kind, bytes, "loop")
+    }
+
+    /// XFS in which files of `uid` may take so many bytes.
+    ///
+    /// # Panics
+    /// If it can't be made.
+    pub fn with_quota(bytes: u64, uid: u32, quota: u64) -> Export {
+        let export = Export::mounted("xfs", bytes.max(300 << 20), "loop,uquota");
+        let path = export.path();
+        let limit = format!("limit -u bhard={quota} {uid}");
+        let path = path.to_str().expect("ASCII");
+        run("/usr/sbin/xfs_quota", &["-x", "-c", &limit, path]);
+        export
+    }
+
+    fn mounted(kind: &str, bytes: u64, options: &str) -> Export {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Server::running();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +165,7 @@ impl Export {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         run(
             "mount",
-            &["-o", "loop", shown, path.to_str().expect("ASCII")],
+            &["-o", options, shown, path.to_str().expect("ASCII")],
         );
         made.to("127.0.0.1");
         made

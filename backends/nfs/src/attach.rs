@@ -9,6 +9,7 @@ use volmux_core::{
 };
 
 use crate::chain::is_snapshot;
+use crate::identity::act_as_root;
 use crate::inuse;
 use crate::layout::file_error;
 use crate::lifecycle::check_not_snapshot;
@@ -69,6 +70,7 @@ impl Inner {
                 .map_err(|e| file_error(OP, self.layout.full("volumes"), e))?;
         }
         if let Some(mount) = &self.mount {
+            let _root = act_as_root(self.identity).map_err(|e| self.data_error(OP, e))?;
             let kept = mount.keep(record.id, holder.as_str());
             kept.map_err(|e| file_error(OP, &mount.path, e))?;
         }
@@ -116,6 +118,7 @@ impl Inner {
     /// Lets the mount go that was kept for an attachment.
     fn release(&self, id: VolumeId, holder: &Holder) {
         if let Some(mount) = &self.mount {
+            let _root = act_as_root(self.identity);
             mount.release(id, holder.as_str());
         }
     }

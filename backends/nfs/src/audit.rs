@@ -498,6 +498,8 @@ fn lock_candidate(dir: &OwnedFd, name: &str) -> io::Result<Option<(Locked, u64)>
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(fd) => Locked::from(File::from(fd)),
+        // One that is never written again, which is garbage at most, and no leftover.
+        Err(Errno::ACCESS) if is_frozen_file(dir, name)? => return Ok(None),
         // Also where an NFS client only thought that it was there.
         Err(Errno::NOENT | Errno::STALE) => return Ok(None),
         Err(errno) => return Err(errno.into()),
@@ -510,4 +512,9 @@ fn lock_candidate(dir: &OwnedFd, name: &str) -> io::Result<Option<(Locked, u64)>
         return Err(io::Error::other("it is not a regular file"));
     }
     Ok(lock_leftover(&file)?.then_some((file, metadata.blocks() * 512)))
+}
+
+fn is_frozen_file(dir: &OwnedFd, name: &str) -> io::Result<bool> {
+    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(stat.st_mode & 0o200 == 0)
 }

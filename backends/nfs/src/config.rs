@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use volmux_core::{Error, ErrorKind, PoolUrl, Result, ThinPolicy};
 
+use crate::identity::Identity;
+
 /// Configuration of a directory pool. As a URL: `dir:///path?init=true&refuse_percent=90`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +116,11 @@ pub struct NfsConfig {
     pub force: bool,
     /// Seconds after which a server that does not answer makes a call fail; 120 if none is given.
     pub timeout: Option<u64>,
+    /// The user that the pool's files belong to, for a server that takes root for nobody. Only root
+    /// may act as another user. Goes together with `gid`.
+    pub uid: Option<u32>,
+    /// The group that the pool's files belong to.
+    pub gid: Option<u32>,
     /// See [`DirConfig::init`].
     #[serde(default)]
     pub init: bool,
@@ -147,6 +154,8 @@ impl NfsConfig {
             nolock: false,
             force: false,
             timeout: None,
+            uid: None,
+            gid: None,
             init: false,
             read_only: false,
             overcommit_limit: None,
@@ -220,6 +229,9 @@ impl NfsConfig {
         within("wsize", self.wsize, 1024, 1 << 20)?;
         within("timeo", self.timeo, 1, 6000)?;
         within("retrans", self.retrans, 1, 100)?;
+        if self.uid.is_some() != self.gid.is_some() {
+            return wrong("uid", "", "given together with gid");
+        }
         if self.timeout == Some(0) {
             return wrong("timeout", "0", "at least 1");
         }
@@ -236,6 +248,12 @@ impl NfsConfig {
             return wrong("nolock", "true", "with vers=3: version 4 always locks");
         }
         Ok(())
+    }
+
+    /// Who the pool's files belong to, unless to who runs this.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        let (uid, gid) = (self.uid?, self.gid?);
+        Some(Identity { uid, gid })
     }
 
     /// The directory pool that is in the export, mounted at `path`.
@@ -269,6 +287,8 @@ mod tests {
         wanted.nconnect = Some(4);
         wanted.read_only = true;
         assert_eq!(read, wanted);
+        let owned = config("nfs://h/a?uid=36&gid=37").expect("it is right");
+        assert_eq!(owned.identity(), Some(Identity { uid: 36, gid: 37 }));
         let six = config("nfs://[fe80::1]/a").expect("it is right");
         assert_eq!(six.host, "[fe80::1]");
         config("nfs://h/a?soft=true&read_only=true").expect("nothing can be lost");
@@ -288,6 +308,8 @@ mod tests {
             ("nfs://h/a?nconnect=17", "between 1 and 16"),
             ("nfs://h/a?rsize=1", "between"),
             ("nfs://h/a?timeout=0", "at least 1"),
+            ("nfs://h/a?uid=36", "together with gid"),
+            ("nfs://h/a?gid=36", "together with gid"),
             ("nfs://h/a?soft=true", "read_only=true"),
             ("nfs://h/a?vers=3&nolock=true", "read_only=true"),
             ("nfs://h/a?nolock=true&force=true", "vers=3"),

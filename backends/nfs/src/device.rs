@@ -25,7 +25,7 @@ use crate::nowait::Nowait;
 use crate::pool::Inner;
 use crate::record::VolumeRecord;
 use crate::sys::{Locked, Wait};
-use crate::{extents, inuse, sys};
+use crate::{extents, identity, inuse, sys};
 
 /// Requests up to this length are tried at once, on the caller's thread, which takes about 40 µs at
 /// most where the page cache has the data. A longer one would keep the caller from others too long.
@@ -463,7 +463,10 @@ impl BlockDevice for FileDevice {
         let (name, size) = self
             .run(OP, ByteRange::new(0, before), None, {
                 let pool = self.pool.clone();
-                move |open| Ok(pool.size_now(open, called, before))
+                move |open| {
+                    let _acting = identity::act_as(pool.identity)?;
+                    Ok(pool.size_now(open, called, before))
+                }
             })
             .await?
             .map_err(|error| match error.get("volume") {
@@ -596,7 +599,8 @@ impl BlockDevice for FileDevice {
         const OP: &str = "extents";
         self.check(range, OP)?;
         self.abandoned.settle().await;
-        let content = Content::of(&self.open.data(), self.size());
+        let content = identity::act_as(self.pool.identity)
+            .and_then(|_acting| Content::of(&self.open.data(), self.size()));
         let content = content.map_err(|error| self.io_error(OP, range, error))?;
         Ok(extents::allocated(content, range, self.open.name.clone()))
     }
@@ -691,7 +695,7 @@ mod tests {
     #[tokio::test]
     async fn a_copy_holds_back_writes_that_would_not_have_to_wait() {
         let dir = tempfile::tempdir().expect("a directory");
-        let pool = DirPool::opened(DirConfig::new(dir.path()), None).await;
+        let pool = DirPool::opened(DirConfig::new(dir.path()), None, None).await;
         let pool = pool.expect("open");
         let name = VolumeName::new("a").expect("a good name");
         let options = CreateOptions::thin(ByteSize::kib(64));

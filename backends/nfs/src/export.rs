@@ -52,7 +52,7 @@ pub async fn open(config: NfsConfig) -> Result<Arc<dyn Pool>> {
     let opened = tokio::time::timeout(silence, async {
         let mount = Mount::of(&config, silence).await?;
         let directory = config.directory(mount.path.clone());
-        DirPool::opened(directory, Some(mount)).await
+        DirPool::opened(directory, Some(mount), config.identity()).await
     });
     let pool = opened.await;
     let pool = pool.map_err(|_| answers.silent(Error::new(ErrorKind::Unavailable, OP)))??;

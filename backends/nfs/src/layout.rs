@@ -26,7 +26,9 @@ use rustix::io::Errno;
 use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::abilities::is_trial;
+use crate::identity::Identity;
 use crate::node::{Format, Node};
+use crate::pool::act;
 use crate::record::{
     self, FIRST_VERSION, MAX_RECORD_BYTES, MergeRecord, PoolRecord, Record, VolumeRecord,
 };
@@ -132,15 +134,26 @@ pub fn record_file(name: &VolumeName) -> String {
 
 impl Layout {
     /// Opens the root and the pool in it, if there is one. Changes nothing.
-    pub fn open(path: &Path, may_init: bool, op: &'static str) -> Result<Layout> {
+    pub fn open(
+        path: &Path,
+        may_init: bool,
+        identity: Option<Identity>,
+        op: &'static str,
+    ) -> Result<Layout> {
         let shown = path.display();
         if !path.is_absolute() {
             return Err(Error::new(ErrorKind::InvalidConfig, op)
                 .with("path", shown)
                 .reason("a directory pool needs an absolute path"));
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+        // The way there is this host's, and root's; what is there belongs to somebody else.
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let way = rustix::fs::open(path, flags | OFlags::PATH, Mode::empty());
+        let canonical = path.canonicalize();
+        let _acting = act(op, identity)?;
+        let root =
+            way.and_then(|way| rustix::fs::openat(way, ".", flags | OFlags::RDONLY, Mode::empty()));
+        let root = root.map_err(|errno| match errno {
             Errno::NOTDIR => Error::new(ErrorKind::InvalidConfig, op)
                 .with("path", shown)
                 .reason("this is not a directory")
@@ -151,9 +164,7 @@ impl Layout {
                 .help(format!("make it first: mkdir -p {}", path.display())),
             errno => file_error(op, path, errno),
         })?;
-        let path = path
-            .canonicalize()
-            .map_err(|error| file_error(op, path, error))?;
+        let path = canonical.map_err(|error| file_error(op, path, error))?;
         let layout = Layout {
             path,
             root,

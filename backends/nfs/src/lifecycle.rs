@@ -377,7 +377,13 @@ impl Inner {
         self.check_detached(OP, &record)?;
         // Locked while the volume goes, so that nobody opens what is about to vanish. Data that is
         // damaged or gone must not keep a volume from being deleted.
-        let file = match pool.open_data(record.data, OFlags::RDWR) {
+        let opened = pool.open_data(record.data, OFlags::RDWR);
+        let opened = opened.or_else(|error| match error.kind() {
+            // Of a file that is never written again nothing has to be locked.
+            io::ErrorKind::PermissionDenied => pool.open_data(record.data, OFlags::RDONLY),
+            _ => Err(error),
+        });
+        let file = match opened {
             Ok(file) => Some(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(self.data_error(OP, error)),

@@ -11,7 +11,7 @@ use volmux_core::{ByteSize, Control, Error, ErrorKind, Result, Volume, VolumeNam
 
 use crate::known::Stamp;
 use crate::layout::{PoolDirs, file_error};
-use crate::pool::Inner;
+use crate::pool::{Inner, act};
 use crate::queue::{received, run};
 use crate::record::VolumeRecord;
 
@@ -25,12 +25,14 @@ const AHEAD: usize = 4;
 
 /// Every volume, in no order.
 pub fn volumes(inner: Arc<Inner>) -> impl Stream<Item = Result<Volume>> + Send + 'static {
-    stream::once(run(OP, Control::new(), move |_| Names::open(inner))).flat_map(|opened| {
-        match opened {
-            Ok(Some(names)) => looked_at(names).left_stream(),
-            Ok(None) => stream::empty().boxed().right_stream(),
-            Err(error) => stream::once(async { Err(error) }).boxed().right_stream(),
-        }
+    let open = move |_| {
+        let _acting = act(OP, inner.identity)?;
+        Names::open(inner)
+    };
+    stream::once(run(OP, Control::new(), open)).flat_map(|opened| match opened {
+        Ok(Some(names)) => looked_at(names).left_stream(),
+        Ok(None) => stream::empty().boxed().right_stream(),
+        Err(error) => stream::once(async { Err(error) }).boxed().right_stream(),
     })
 }
 
@@ -46,12 +48,14 @@ fn looked_at(names: Names) -> impl Stream<Item = Result<Volume>> + Send + 'stati
         let (inner, names, sink) = (inner.clone(), names.clone(), sink.clone());
         tokio::task::spawn_blocking(move || {
             loop {
-                let batch = names
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .next_batch();
-                let last = !matches!(&batch, Ok(batch) if !batch.is_empty());
-                let looked = batch.map(|batch| inner.look_at(batch));
+                let mut last = true;
+                let looked = act(OP, inner.identity).and_then(|_acting| {
+                    let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+                    let batch = names.next_batch()?;
+                    drop(names);
+                    last = batch.is_empty();
+                    Ok(inner.look_at(batch))
+                });
                 // Sending fails once nobody listens any more.
                 if sink.blocking_send(looked).is_err() || last {
                     return;

@@ -18,6 +18,7 @@ use crate::DirConfig;
 use crate::abilities::Abilities;
 use crate::device::{FileDevice, OpenVolumes};
 use crate::duplicate::Quiet;
+use crate::identity::{Acting, Identity, act_as, act_as_root};
 use crate::known::KnownRecords;
 use crate::layout::{Layout, PoolDirs, file_error};
 use crate::mount::Mount;
@@ -35,6 +36,8 @@ pub(crate) struct Inner {
     pub layout: Layout,
     pub policy: ThinPolicy,
     pub read_only: bool,
+    /// Who the files belong to. Whatever opens or changes any acts as that.
+    pub identity: Option<Identity>,
     pub abilities: Abilities,
     pub open_volumes: OpenVolumes,
     pub names: Names,
@@ -68,11 +71,16 @@ impl DirPool {
     /// `NotFound` if there is no such directory; `InvalidConfig` if it is not a directory, the
     /// settings are wrong, or the pool is of a newer format; `PermissionDenied`; `Corrupt`.
     pub async fn open(config: DirConfig) -> Result<Arc<dyn Pool>> {
-        Ok(Arc::new(Self::opened(config, None).await?))
+        Ok(Arc::new(Self::opened(config, None, None).await?))
     }
 
     /// The pool in a directory, or in the export that is mounted there.
-    pub(crate) async fn opened(config: DirConfig, mount: Option<Mount>) -> Result<DirPool> {
+    /// Its files belong to `identity`, if that is not who runs this.
+    pub(crate) async fn opened(
+        config: DirConfig,
+        mount: Option<Mount>,
+        identity: Option<Identity>,
+    ) -> Result<DirPool> {
         const OP: &str = "open_pool";
         let policy = config.policy()?;
         let DirConfig {
@@ -82,7 +90,8 @@ impl DirPool {
             ..
         } = config;
         run(OP, Control::new(), move |_| {
-            let layout = Layout::open(&path, init, OP)?;
+            let layout = Layout::open(&path, init, identity, OP)?;
+            let _acting = act(OP, identity)?;
             let trial = layout.pool(OP)?.map_or(layout.root(), |pool| &pool.tmp);
             let abilities = Abilities::of(trial, !read_only)
                 .map_err(|error| file_error(OP, layout.path(), error))?;
@@ -94,6 +103,7 @@ impl DirPool {
                 layout,
                 policy,
                 read_only,
+                identity,
                 abilities,
                 open_volumes: OpenVolumes::default(),
                 names: Names::default(),
@@ -129,6 +139,7 @@ impl DirPool {
     ) -> Result<T> {
         let inner = self.0.clone();
         let result = run(op, control.clone(), move |stop| {
+            let _acting = act(op, inner.identity)?;
             let result = work(&inner, &stop);
             drop(turns);
             result
@@ -144,7 +155,10 @@ impl DirPool {
         work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.0.clone();
-        let result = run(op, Control::new(), move |_| work(&inner));
+        let result = run(op, Control::new(), move |_| {
+            let _acting = act(op, inner.identity)?;
+            work(&inner)
+        });
         result
             .await
             .map_err(|error| self.name_in(error, Some(name)))
@@ -217,6 +231,19 @@ impl DirPool {
         }
         Ok(Quiet::default())
     }
+}
+
+/// Acts as who the files belong to.
+pub(crate) fn act(op: &'static str, identity: Option<Identity>) -> Result<Acting> {
+    act_as(identity).map_err(|error| {
+        let (uid, gid) = identity.map_or((0, 0), |Identity { uid, gid }| (uid, gid));
+        Error::new(ErrorKind::PermissionDenied, op)
+            .with("uid", uid)
+            .with("gid", gid)
+            .reason("only root may act as another user")
+            .help("run this as root, or as that user and without uid and gid")
+            .with_source(error)
+    })
 }
 
 impl Inner {
@@ -348,6 +375,8 @@ impl Inner {
 
     /// `Busy`, naming who has `file` open.
     pub fn busy(&self, op: &'static str, file: &std::fs::File) -> Error {
+        // Whose processes they are, root may see.
+        let _root = act_as_root(self.identity);
         Error::new(ErrorKind::Busy, op)
             .reason("the volume is in use")
             .with("used_by", inuse::users_of(file))
