@@ -25,7 +25,15 @@ async fn pool() -> (tempfile::TempDir, Arc<dyn Pool>, PathBuf) {
     pool.create_volume(&disk, CreateOptions::thin(ByteSize::mib(1)))
         .await
         .expect("create");
-    let holder = Holder::new("test").expect("a good holder");
+    let AttachTarget::File { path } = target(&pool).await else {
+        panic!("a new volume is a raw file")
+    };
+    (dir, pool, path)
+}
+
+/// What a host gets of volume `disk`.
+async fn target(pool: &Arc<dyn Pool>) -> AttachTarget {
+    let (disk, holder) = (name("disk"), Holder::new("test").expect("a good holder"));
     let options = AttachOptions {
         holder: holder.clone(),
         access: Access::ReadOnly,
@@ -33,10 +41,12 @@ async fn pool() -> (tempfile::TempDir, Arc<dyn Pool>, PathBuf) {
     };
     let attached = pool.attach_volume(&disk, options).await.expect("attach");
     pool.detach_volume(&disk, &holder).await.expect("detach");
-    let AttachTarget::File { path } = attached.target else {
-        panic!("a directory pool has files")
-    };
-    (dir, pool, path)
+    attached.target
+}
+
+fn format(path: &Path) -> &str {
+    let format = path.extension().and_then(|format| format.to_str());
+    format.expect("a data file has one")
 }
 
 /// A qemu-io that has an image open until it is dropped.
@@ -45,7 +55,7 @@ struct QemuIo(Child);
 impl QemuIo {
     fn open(path: &Path, args: &[&str]) -> QemuIo {
         let mut child = Command::new("/usr/bin/qemu-io")
-            .args(["-f", "raw"])
+            .args(["-f", format(path)])
             .args(args)
             .arg(path)
             .stdin(Stdio::piped())
@@ -95,11 +105,16 @@ fn qemu_can_write(path: &Path) -> bool {
 
 #[tokio::test]
 async fn what_a_guest_writes_is_busy() {
-    let (_dir, pool, path) = pool().await;
+    let (_dir, pool, _) = pool().await;
     let (disk, snap) = (name("disk"), name("snap"));
     pool.snapshot_volume(&disk, &snap, SnapshotOptions::default())
         .await
         .expect("snapshot");
+    let (path, chain) = match target(&pool).await {
+        AttachTarget::File { path } => (path, false),
+        AttachTarget::Qcow2 { path } => (path, true),
+        other => panic!("{other:?}"),
+    };
     let guest = QemuIo::open(&path, &[]);
 
     let open = pool.open_volume(&disk, OpenOptions::read_write()).await;
@@ -124,9 +139,19 @@ async fn what_a_guest_writes_is_busy() {
     ] {
         assert_eq!(busy.expect("QEMU uses it").kind(), ErrorKind::Busy);
     }
-    pool.open_volume(&disk, OpenOptions::read_only())
-        .await
-        .expect("reading goes together");
+    let read = pool.open_volume(&disk, OpenOptions::read_only()).await;
+    if chain {
+        // It would not see QEMU's tables.
+        assert_eq!(read.expect_err("QEMU writes it").kind(), ErrorKind::Busy);
+        let more = name("more");
+        let again = pool.snapshot_volume(&disk, &more, SnapshotOptions::default());
+        assert_eq!(
+            again.await.expect_err("behind its back").kind(),
+            ErrorKind::Busy
+        );
+    } else {
+        read.expect("reading goes together");
+    }
 
     drop(guest);
     pool.open_volume(&disk, OpenOptions::read_write())
