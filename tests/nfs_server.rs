@@ -279,7 +279,11 @@ struct Scene {
 
 impl Scene {
     async fn new(number: u8) -> Scene {
-        let (export, config) = export("xfs");
+        Scene::on(number, "xfs").await
+    }
+
+    async fn on(number: u8, kind: &str) -> Scene {
+        let (export, config) = export(kind);
         let host = Host::new(number);
         export.also_to(&format!("10.99.{number}.0/24"));
         Scene {
@@ -352,6 +356,60 @@ fn a_resize_by_another_host_is_seen_by_who_has_the_volume_open() {
         for (at, seed) in [(0, 1), (end, 2)] {
             let found = device.read_at(at, BLOCK).await.expect("read");
             assert_eq!(found, pattern(seed, BLOCK));
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn a_volume_is_taken_from_another_host() {
+    on(async {
+        // Where files share blocks, and where a snapshot has made the volume a chain.
+        for (number, kind) in [(5, "xfs"), (6, "ext4")] {
+            let scene = Scene::on(number, kind).await;
+            scene.create("a").await;
+            scene.create("told").await;
+            if kind == "ext4" {
+                let (a, s) = (n("a"), n("s"));
+                let made = scene.pool.snapshot_volume(&a, &s, Default::default());
+                made.await.expect("snapshot");
+            }
+            let other = scene.start("hold");
+            let number_in = async |name: &str| {
+                let reader = scene.open(name, OpenOptions::read_only()).await;
+                let found = reader.read_at(0, 8).await.expect("read");
+                u64::from_le_bytes(found[..].try_into().expect("eight bytes"))
+            };
+            while number_in("told").await < 5 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let a = n("a");
+            let refused = scene.pool.open_volume(&a, OpenOptions::read_write());
+            let refused = refused.await.map(drop).expect_err("the other host has it");
+            assert_eq!(refused.kind(), ErrorKind::Busy, "{refused:?}");
+            let options = OpenOptions {
+                take_over: true,
+                ..OpenOptions::read_write()
+            };
+            let device = scene.open("a", options).await;
+            let found = device.read_at(0, 8).await.expect("read");
+            let there = u64::from_le_bytes(found[..].try_into().expect("eight bytes"));
+            device
+                .write_at(BLOCK as u64, pattern(1, BLOCK))
+                .await
+                .expect("write");
+            device.flush().await.expect("flush");
+            // It ends well only if it was told that it is fenced.
+            ended(other).await;
+            let told = number_in("told").await;
+            assert!(
+                there == told || there == told + 1,
+                "{there}, and told {told}"
+            );
+            let found = device.read_at(0, 8).await.expect("read");
+            assert_eq!(found[..], there.to_le_bytes(), "nothing comes afterwards");
+            let found = device.read_at(BLOCK as u64, BLOCK).await.expect("read");
+            assert_eq!(found, pattern(1, BLOCK));
         }
     });
 }

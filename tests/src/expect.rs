@@ -116,7 +116,10 @@ impl Expect {
 
     /// A directory pool on a file system that can share blocks between files.
     pub const DIR_REFLINK: Expect = Expect {
-        capabilities: all_native(),
+        capabilities: Capabilities {
+            fencing: Support::Native,
+            ..all_native()
+        },
         // XFS shows cached zeros beside copied-on-write blocks as data.
         allocated: Grade::Superset,
         changed: Grade::Exact,
@@ -133,6 +136,10 @@ impl Expect {
     /// A directory pool on a file system that can't: snapshots and clones are chains of images. ext4
     /// limits a file to 16 TiB.
     pub const DIR_CHAIN: Expect = Expect {
+        capabilities: Capabilities {
+            fencing: Support::Emulated,
+            ..all_native()
+        },
         large_size: 15 << 40,
         ..Expect::DIR_REFLINK
     };
@@ -142,7 +149,7 @@ impl Expect {
         capabilities: Capabilities {
             // What files share is not told.
             changed_extents: Support::Emulated,
-            ..all_native()
+            ..Expect::DIR_REFLINK.capabilities
         },
         large_size: 1 << 60,
         ..Expect::DIR_REFLINK

@@ -1,4 +1,4 @@
-//! A process that writes to a volume of an object pool, one flushed block after the other.
+//! A process that writes to a volume, one flushed block after the other.
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader};

@@ -20,6 +20,8 @@ use crate::abandoned::{Abandoned, Running};
 use crate::abilities::Abilities;
 use crate::chain::Image;
 use crate::content::Content;
+use crate::fence::fenced;
+use crate::known::Stamp;
 use crate::node::Node;
 use crate::nowait::Nowait;
 use crate::pool::Inner;
@@ -70,11 +72,12 @@ impl Shared {
         handles.find(|open| open.writes() && open.sharing == Sharing::Exclusive)
     }
 
-    /// The open handles.
+    /// The open handles, but those that the volume was taken from.
     pub fn handles(&self) -> Vec<Arc<Open>> {
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         handles.retain(|open| open.strong_count() > 0);
-        handles.iter().filter_map(Weak::upgrade).collect()
+        let open = handles.iter().filter_map(Weak::upgrade);
+        open.filter(|open| !open.is_fenced()).collect()
     }
 }
 
@@ -234,6 +237,12 @@ pub struct Open {
     /// Set when a flush failed. The kernel reports a lost write once and then forgets it
     /// (fsync(2)), so no later flush of this handle can be believed.
     flush_failed: AtomicBool,
+    /// That of the volume when it was opened.
+    pub epoch: u64,
+    /// Set once the volume was taken from this handle.
+    pub fenced: AtomicBool,
+    /// The state of the volume's record in which it was last seen to be this handle's.
+    stamp: Mutex<Option<Stamp>>,
 }
 
 impl Open {
@@ -246,6 +255,27 @@ impl Open {
     /// Has later requests go to `data`. The caller keeps writes from being under way.
     pub fn set_data(&self, data: Data) {
         *self.data.write().unwrap_or_else(PoisonError::into_inner) = data;
+    }
+
+    /// What the volume was called when its record was last seen.
+    pub fn called(&self) -> VolumeName {
+        self.shared.called()
+    }
+
+    /// Remembers what it is called now.
+    pub fn seen_as(&self, name: VolumeName) {
+        self.shared.seen(name, 0);
+    }
+
+    /// Whether the volume was this handle's when its record was in this state.
+    pub fn stamp_is_known(&self, stamp: Option<Stamp>) -> bool {
+        let known = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        stamp.is_some() && *known == stamp
+    }
+
+    /// Remembers such a state.
+    pub fn know_stamp(&self, stamp: Option<Stamp>) {
+        *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
     }
 
     /// Whether it is open for writing.
@@ -357,6 +387,9 @@ impl FileDevice {
             sharing: options.sharing,
             provisioning: record.provisioning,
             flush_failed: AtomicBool::new(false),
+            epoch: record.epoch,
+            fenced: AtomicBool::new(false),
+            stamp: Mutex::default(),
         });
         let mut handles = open.shared.handles.lock();
         let known = handles.as_mut().unwrap_or_else(|e| e.get_mut());
@@ -374,7 +407,15 @@ impl FileDevice {
         }
     }
 
+    fn check_fenced(&self, op: &'static str) -> Result<()> {
+        if self.open.is_fenced() {
+            return Err(fenced(op).with("volume", &self.open.name));
+        }
+        Ok(())
+    }
+
     fn check(&self, range: ByteRange, op: &'static str) -> Result<()> {
+        self.check_fenced(op)?;
         range
             .check_within(self.size(), op)
             .map_err(|e| e.with("volume", &self.open.name))
@@ -399,8 +440,14 @@ impl FileDevice {
         work: impl FnOnce(&Open) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let open = Arc::clone(&self.open);
+        let pool = self.pool.clone();
         let task = tokio::task::spawn_blocking(move || {
             let result = work(&open);
+            if result.is_err() && open.writes() {
+                // Who took the volume over has removed the file from under it.
+                let _acting = identity::act_as(pool.identity)?;
+                let _known_by_the_handle = pool.check_epoch(op, &open);
+            }
             drop((gate, open));
             result
         });
@@ -411,6 +458,9 @@ impl FileDevice {
         let task = running.task.as_mut().expect("taken only when dropped");
         let joined = task.await;
         running.task = None;
+        if matches!(joined, Ok(Err(_))) {
+            self.check_fenced(op)?;
+        }
         let result = joined.map_err(|error| Error::new(ErrorKind::Internal, op).with_source(error));
         result.and_then(|r| r.map_err(|error| self.io_error(op, range, error)))
     }
@@ -423,6 +473,17 @@ impl FileDevice {
                 ErrorKind::Unsupported,
                 "the file system can do this only by writing zeros out",
             ),
+            // imago says so in words of its own.
+            _ if matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+            {
+                (ErrorKind::NoSpace, "the file system is full")
+            }
+            _ if error.kind() == io::ErrorKind::InvalidData => {
+                (ErrorKind::Corrupt, "the data file's tables are damaged")
+            }
             _ if error.kind() == io::ErrorKind::UnexpectedEof => (
                 ErrorKind::Corrupt,
                 "the data file is shorter than the volume",
@@ -457,6 +518,7 @@ impl BlockDevice for FileDevice {
 
     async fn refresh(&self) -> Result<u64> {
         const OP: &str = "refresh";
+        self.check_fenced(OP)?;
         self.abandoned.settle().await;
         let before = self.size();
         let called = self.open.shared.called();
@@ -545,6 +607,7 @@ impl BlockDevice for FileDevice {
 
     async fn flush(&self) -> Result<()> {
         const OP: &str = "flush";
+        self.check_fenced(OP)?;
         self.abandoned.settle().await;
         let failed_before = || {
             Error::new(ErrorKind::Unavailable, OP)
@@ -556,6 +619,7 @@ impl BlockDevice for FileDevice {
             return Err(failed_before());
         }
         let whole = ByteRange::new(0, self.size());
+        let pool = self.pool.clone();
         self.run(OP, whole, None, move |open| {
             let result = match open.data() {
                 Data::Raw(_, file) => file.sync_data(),
@@ -565,9 +629,18 @@ impl BlockDevice for FileDevice {
             if result.is_err() {
                 open.flush_failed.store(true, Ordering::Release);
             }
-            result
+            result?;
+            if !open.writes() {
+                return Ok(Ok(()));
+            }
+            let _acting = identity::act_as(pool.identity)?;
+            Ok(pool.check_epoch(OP, open))
         })
-        .await?;
+        .await?
+        .map_err(|error| match error.get("volume") {
+            None => error.with("volume", &self.open.name),
+            Some(_) => error,
+        })?;
         // Another flush may have failed, and taken the kernel's only report, beside this one.
         if self.open.flush_failed.load(Ordering::Acquire) {
             Err(failed_before())

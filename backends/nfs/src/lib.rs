@@ -17,6 +17,7 @@ mod device;
 mod duplicate;
 mod export;
 mod extents;
+mod fence;
 mod identity;
 mod inuse;
 mod known;

@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
 use rustix::fs::OFlags;
 use volmux_core::{
-    AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice, Capabilities,
-    CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind, ExtentKind,
-    ExtentQuery, ExtentStream, FlattenOptions, Holder, Names, OpenOptions, OriginKind, Pool,
-    PoolUrl, ResizeOptions, Result, RevertOptions, SnapshotOptions, Support, ThinPolicy, Turns,
-    Usage, Volume, VolumeName,
+    Access, AttachOptions, Attachment, AuditOptions, AuditReport, Backend, BlockDevice,
+    Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
+    ExtentKind, ExtentQuery, ExtentStream, FlattenOptions, Holder, Names, OpenOptions, OriginKind,
+    Pool, PoolUrl, ResizeOptions, Result, RevertOptions, SnapshotOptions, Support, ThinPolicy,
+    Turns, Usage, Volume, VolumeName,
 };
 
 use crate::DirConfig;
@@ -420,7 +420,7 @@ impl Pool for DirPool {
             attach: Support::Native,
             adopt: Support::Native,
             shared_writers: Support::Native,
-            fencing: Support::None,
+            fencing: if_able(abilities.clone, Support::Emulated),
         }
     }
 
@@ -583,11 +583,9 @@ impl Pool for DirPool {
         const OP: &str = "open_volume";
         let owned = name.clone();
         let pool = self.0.clone();
-        self.run(OP, &[name], &Control::new(), move |inner, _| {
-            if options.take_over {
-                return Err(Error::new(ErrorKind::Unsupported, OP)
-                    .reason("a directory pool can't take a volume from a live writer")
-                    .help("end that writer; its lock ends with it"));
+        self.run(OP, &[name], &Control::new(), move |inner, stop| {
+            if options.take_over && options.access == Access::ReadWrite {
+                inner.take_over(OP, &owned, stop)?;
             }
             let (record, data) = inner.open(OP, &owned, options)?;
             let device = FileDevice::new(pool, owned, data, options, &record);

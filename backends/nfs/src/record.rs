@@ -10,7 +10,8 @@ use volmux_core::{
 
 use crate::node::{Format, Node};
 
-/// The newest version of records that this code writes and reads: of volumes whose data is a qcow2 image.
+/// The newest version of records that this code writes and reads: of volumes whose data is a qcow2
+/// image, or that were taken from a writer.
 pub const FORMAT_VERSION: u32 = 2;
 /// The version of all that a volmux can read that knows nothing of qcow2 images.
 pub const FIRST_VERSION: u32 = 1;
@@ -65,6 +66,9 @@ pub struct VolumeRecord {
     /// Where an adopted file was, below the root; audit ends an adoption that was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted_from: Option<String>,
+    /// How often it was taken from a writer. Changed by [`set_epoch`](Self::set_epoch).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<AttachRecord>,
 }
@@ -82,7 +86,7 @@ impl VolumeRecord {
     /// A record for new data.
     pub fn new(data: Node, virtual_size: ByteSize, provisioning: Provisioning) -> Self {
         VolumeRecord {
-            version: version_of(data),
+            version: version_of(data, 0),
             id: VolumeId::random(),
             data,
             virtual_size,
@@ -90,6 +94,7 @@ impl VolumeRecord {
             created: now(),
             origin: None,
             adopted_from: None,
+            epoch: 0,
             attachments: Vec::new(),
         }
     }
@@ -97,7 +102,13 @@ impl VolumeRecord {
     /// Gives the volume other data.
     pub fn set_data(&mut self, data: Node) {
         self.data = data;
-        self.version = version_of(data);
+        self.version = version_of(data, self.epoch);
+    }
+
+    /// Tells those who have it open for writing that it is theirs no more.
+    pub fn set_epoch(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.version = version_of(self.data, epoch);
     }
 
     /// What the pool's users see of it.
@@ -111,12 +122,16 @@ impl VolumeRecord {
     }
 }
 
-/// The version of a record that names `data`.
-fn version_of(data: Node) -> u32 {
+/// The version of such a record.
+fn version_of(data: Node, epoch: u64) -> u32 {
     match data.format {
-        Format::Raw => FIRST_VERSION,
-        Format::Qcow2 => FORMAT_VERSION,
+        Format::Raw if epoch == 0 => FIRST_VERSION,
+        _ => FORMAT_VERSION,
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The time now, in the precision that records keep.

@@ -4,6 +4,7 @@
 use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::device::{Data, Open};
+use crate::fence::fenced;
 use crate::layout::{PoolDirs, file_error};
 use crate::list::volume_of;
 use crate::pool::Inner;
@@ -24,7 +25,7 @@ impl Inner {
         let pool = self.pool(OP)?;
         let (name, record) = match self.find(OP, &called) {
             Ok(Some(record)) if record.id == open.id => (called, record),
-            _ => self.find_renamed(pool, open.id)?,
+            _ => self.find_renamed(OP, pool, open.id)?,
         };
         let size = record.virtual_size.bytes();
         let data = open.data();
@@ -40,6 +41,10 @@ impl Inner {
                 metadata.len()
             }
         };
+        if open.writes() && record.epoch != open.epoch {
+            open.fence();
+            return Err(fenced(OP));
+        }
         // None of this can happen while the volume is locked, so somebody did not heed the lock.
         if record.data != data.node() {
             return Err(Error::new(ErrorKind::Fenced, OP)
@@ -66,17 +71,22 @@ impl Inner {
     }
 
     /// The record of the volume `id`, whatever it is called.
-    fn find_renamed(&self, pool: &PoolDirs, id: VolumeId) -> Result<(VolumeName, VolumeRecord)> {
+    pub fn find_renamed(
+        &self,
+        op: &'static str,
+        pool: &PoolDirs,
+        id: VolumeId,
+    ) -> Result<(VolumeName, VolumeRecord)> {
         if let Ok(Some(found)) = self.search(pool, id) {
             return Ok(found);
         }
         // It may have been renamed past the search. Who may only read can but look again.
         let _moves = match self.read_only {
-            false => Some(pool.lock_moves(OP)?),
+            false => Some(pool.lock_moves(op)?),
             true => None,
         };
         self.search(pool, id)?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, OP).reason("the volume is no longer in the pool")
+            Error::new(ErrorKind::NotFound, op).reason("the volume is no longer in the pool")
         })
     }
 

@@ -2,8 +2,9 @@
 //! `tests/nfs_server.rs`, on either host.
 //!
 //! `nfs-host WHAT SERVER EXPORT`: WHAT is `count` (takes the volume `a`, counts in it and gives it back,
-//! so often), `change` (volumes come, are renamed and go, until there is one called `stop`) or `grow`
-//! (makes the volume `a` twice as large).
+//! so often), `change` (volumes come, are renamed and go, until there is one called `stop`), `grow`
+//! (makes the volume `a` twice as large) or `hold` (writes and flushes numbers in the volume `a`, tells
+//! of each in the volume `told`, and ends once the volume is taken from it).
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,8 @@ async fn main() {
         "count" => count(&*pool).await,
         "change" => change(&*pool).await,
         "grow" => grow(&*pool).await,
-        _ => panic!("count, change or grow, and not {what}"),
+        "hold" => hold(&*pool).await,
+        _ => panic!("count, change, grow or hold, and not {what}"),
     }
 }
 
@@ -70,6 +72,28 @@ async fn change(pool: &dyn Pool) {
             assert!(round > 0, "it was stopped at once");
             return;
         }
+    }
+}
+
+async fn hold(pool: &dyn Pool) {
+    let options = OpenOptions::read_write();
+    let device = pool.open_volume(&n("a"), options).await.expect("open");
+    let told = pool.open_volume(&n("told"), options).await.expect("open");
+    for number in 1u64.. {
+        let bytes = Bytes::copy_from_slice(&number.to_le_bytes());
+        let written = device.write_at(0, bytes.clone()).await;
+        let flushed = match written {
+            Ok(()) => device.flush().await,
+            failed => failed,
+        };
+        if let Err(error) = flushed {
+            assert_eq!(error.kind(), ErrorKind::Fenced, "{error:?}");
+            let error = device.write_at(0, bytes).await.expect_err("nor later");
+            assert_eq!(error.kind(), ErrorKind::Fenced, "{error:?}");
+            return;
+        }
+        told.write_at(0, bytes).await.expect("write");
+        told.flush().await.expect("flush");
     }
 }
 

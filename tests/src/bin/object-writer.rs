@@ -1,4 +1,4 @@
-//! Writes one block after the other to a volume of an object pool, each flushed before the next,
+//! Writes one block after the other to a volume, each flushed before the next,
 //! and prints how far it came. Takes the volume over. Started by `tests/fencing.rs`.
 
 use std::io::Write;

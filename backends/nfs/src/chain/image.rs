@@ -476,6 +476,14 @@ fn layer(part: Part, below: Option<Layer>, writable: bool) -> io::Result<Layer> 
     Ok(Arc::new(FormatAccess::new(image)))
 }
 
+/// The header and the tables of an image, each with its offset; none of a raw file.
+pub fn tables(node: Node, file: &File) -> Result<Vec<(u64, Vec<u8>)>, ChainError> {
+    let Some(header) = header_of(node, file)? else {
+        return Ok(Vec::new());
+    };
+    refcounts::tables(file, &header).map_err(|error| ChainError::Io(node, error))
+}
+
 /// Writes a new image that holds nothing yet into an empty file.
 pub fn write_empty(file: &File, size: u64, parent: Node) -> io::Result<()> {
     use std::os::unix::fs::FileExt;

@@ -30,6 +30,7 @@ mod storage;
 mod volume;
 
 pub use collect::close_unclosed;
-pub use image::{ChainError, Image, header_of, is_frozen, open_node, parent_of, thaw};
+pub use image::{ChainError, Image, header_of, is_frozen, open_node, parent_of, tables, thaw};
+pub use refcounts::set_dirty;
 pub use share::is_snapshot;
 pub use storage::read_start;

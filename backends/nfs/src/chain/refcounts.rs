@@ -54,6 +54,29 @@ pub fn repair(file: &File, header: &Header) -> io::Result<()> {
     set_dirty(file, false)
 }
 
+/// The header, the L1 table and the L2 tables, each with its offset.
+pub fn tables(file: &File, header: &Header) -> io::Result<Vec<(u64, Vec<u8>)>> {
+    let bytes = |entries: &[u64]| {
+        entries
+            .iter()
+            .flat_map(|entry| entry.to_be_bytes())
+            .collect()
+    };
+    let l1 = table(file, header.l1.offset, header.l1.entries)?;
+    let mut found = vec![
+        (0, super::storage::read_start(file)?),
+        (header.l1.offset, bytes(&l1)),
+    ];
+    for offset in l1
+        .into_iter()
+        .map(|entry| entry & OFFSET)
+        .filter(|offset| *offset != 0)
+    {
+        found.push((offset, bytes(&table(file, offset, CLUSTER / 8)?)));
+    }
+    Ok(found)
+}
+
 struct Counts {
     /// By cluster.
     used: Vec<u16>,
