@@ -281,10 +281,11 @@ step '15. Move a volume to another kind of pool: a directory, where it is a raw 
 mkdir directory
 run volmux volume export rescue rescue.qcow2 --format qcow2
 run volmux -p "dir://$work/directory" volume import rescue.qcow2 rescue --format qcow2 --verify
-run volmux -p "dir://$work/directory" volume snapshot rescue rescue-monday
-disk=$(sed -n 's/.*"data" *: *"\([0-9a-f-]*\)".*/directory\/data\/\1.raw/p' \
-    directory/volumes/rescue.json)
+run volmux -p "dir://$work/directory" volume attach rescue here
+disk=$(volmux -p "dir://$work/directory" volume attach rescue here)
 check 'its file holds what the volume held' cmp "$disk" "$(raw rescue)"
+run volmux -p "dir://$work/directory" volume detach rescue here
+run volmux -p "dir://$work/directory" volume snapshot rescue rescue-monday
 
 step '16. Delete the parents first: what came from them does not mind'
 run volmux volume delete web web-monday big

@@ -116,7 +116,7 @@ impl Inner {
     }
 
     /// Lets the mount go that was kept for an attachment.
-    fn release(&self, id: VolumeId, holder: &Holder) {
+    pub fn release(&self, id: VolumeId, holder: &Holder) {
         if let Some(mount) = &self.mount {
             let _root = act_as_root(self.identity);
             mount.release(id, holder.as_str());

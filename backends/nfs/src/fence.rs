@@ -92,9 +92,12 @@ impl Inner {
         record.set_data(data.node);
         record.adopted_from = None;
         // They had the old file.
-        record.attachments.clear();
+        let attachments = std::mem::take(&mut record.attachments);
         pool.publish_over(name, &record, Some(&mut data), &moves)
             .map_err(published)?;
+        for attachment in attachments {
+            self.release(record.id, &attachment.holder);
+        }
         let before = pool.open_data(old, OFlags::RDONLY).map_err(failed)?;
         let frozen = is_frozen(&before).map_err(failed)?;
         if !frozen && let Err(error) = pool.remove_data(old) {
