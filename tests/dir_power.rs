@@ -14,5 +14,5 @@ const BOOT: &str = "
 fn a_pool_of_chains_survives_every_power_cut() {
     let make = "mkfs.ext4 -q /dev/vda && sync /dev/vda";
     let worker = env!("CARGO_BIN_EXE_crash-worker");
-    Machine::new(worker, 400 * MIB, make, BOOT, "/mnt/v/pool").cut_again_and_again(30);
+    Machine::new(worker, 400 * MIB, make, BOOT, "/mnt/v/pool").cut_again_and_again(15);
 }

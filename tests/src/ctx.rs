@@ -273,6 +273,11 @@ impl<'a> Ctx<'a> {
         );
     }
 
+    /// Has the store do now what it would do in the background.
+    pub(crate) async fn settle(&self) {
+        self.fixture.settle().await;
+    }
+
     /// Waits until `done`: what is taken and what is freed may show in the usage only later.
     pub(crate) async fn eventually(&self, what: &str, mut done: impl AsyncFnMut() -> bool) {
         for _ in 0..500 {

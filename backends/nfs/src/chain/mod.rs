@@ -27,6 +27,8 @@ mod image;
 mod refcounts;
 mod share;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod volume;
 
 pub use collect::close_unclosed;

@@ -118,6 +118,8 @@ impl NodeFile {
             at += part.len() as u64;
         }
         order.after(kind);
+        #[cfg(test)]
+        trace(|| Event::Write(offset, data.concat()));
         match kind {
             Kind::L1 | Kind::Refcounts => order.learn(&data.concat(), offset, kind),
             Kind::Header => {
@@ -191,6 +193,8 @@ impl Order {
             self.broken.store(true, Ordering::Release);
             return Err(error);
         }
+        #[cfg(test)]
+        trace(|| Event::Sync);
         for (pending, before) in both.iter().zip(before) {
             pending.durable.fetch_max(before, Ordering::AcqRel);
         }
@@ -213,6 +217,36 @@ impl Order {
             _ => layout.refcount_blocks.extend(named),
         }
     }
+}
+
+/// What a test looks at.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub enum Event {
+    Write(u64, Vec<u8>),
+    Sync,
+}
+
+#[cfg(test)]
+thread_local! {
+    static TRACE: std::cell::RefCell<Option<Vec<Event>>> = const { std::cell::RefCell::new(None) };
+}
+
+#[cfg(test)]
+fn trace(event: impl FnOnce() -> Event) {
+    TRACE.with_borrow_mut(|trace| {
+        if let Some(trace) = trace {
+            trace.push(event());
+        }
+    });
+}
+
+/// What is written and made durable while `work` runs, by this thread.
+#[cfg(test)]
+pub fn traced<T>(work: impl FnOnce() -> T) -> (T, Vec<Event>) {
+    TRACE.set(Some(Vec::new()));
+    let done = work();
+    (done, TRACE.take().unwrap_or_default())
 }
 
 /// The offsets in a table.
