@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use volmux::nfs::{DirConfig, DirPool};
 use volmux::{
-    Access, AttachOptions, AttachTarget, AuditOptions, BlockDevice, ByteRange, ByteSize,
-    CreateOptions, Error, ErrorKind, ExtentQuery, FindingKind, Holder, OpenOptions, Pool, PoolExt,
-    ResizeOptions, Result, Sharing, VolumeName, ZeroOptions,
+    Access, AttachOptions, AttachTarget, Attachment, AuditOptions, BlockDevice, ByteRange,
+    ByteSize, CreateOptions, Error, ErrorKind, ExtentQuery, FindingKind, Holder, OpenOptions, Pool,
+    PoolExt, ResizeOptions, Result, Sharing, VolumeName, ZeroOptions,
 };
 use volmux_conformance::chains::Chains;
 use volmux_conformance::scratch::LoopFs;
@@ -77,6 +77,23 @@ impl Scene {
 
     async fn delete(&self, name: &str) {
         self.pool.delete_volume(&n(name)).await.expect("delete");
+    }
+
+    /// To a host, for writing.
+    async fn attach(&self, name: &str) -> Attachment {
+        let options = AttachOptions {
+            holder: Holder::new("host-1").expect("a holder"),
+            access: Access::ReadWrite,
+            sharing: Sharing::Exclusive,
+        };
+        let attached = self.pool.attach_volume(&n(name), options).await;
+        attached.expect("attach")
+    }
+
+    async fn detach(&self, name: &str) {
+        let holder = Holder::new("host-1").expect("a holder");
+        let detached = self.pool.detach_volume(&n(name), &holder).await;
+        detached.expect("detach");
     }
 
     async fn collect(&self) -> u64 {
@@ -301,20 +318,9 @@ async fn what_is_in_use_is_not_merged() {
     assert!(found == t);
     drop(reader);
     // Neither where a host may have it open.
-    let holder = Holder::new("host-1").expect("a holder");
-    let options = AttachOptions {
-        holder: holder.clone(),
-        access: Access::ReadWrite,
-        sharing: Sharing::Exclusive,
-    };
-    let attached = scene.pool.attach_volume(&n("a"), options).await;
-    attached.expect("attach");
+    scene.attach("a").await;
     assert_eq!(scene.collect().await, 0, "attached");
-    scene
-        .pool
-        .detach_volume(&n("a"), &holder)
-        .await
-        .expect("detach");
+    scene.detach("a").await;
     assert_eq!(scene.collect().await, 1);
     assert!(scene.read("a").await == a && scene.read("t").await == t);
     assert_eq!(scene.chains().files.len(), 2);
@@ -432,20 +438,14 @@ async fn a_volume_goes_on_in_another_file_only_if_all_know() {
             }
             drop(there);
         }
-        let holder = Holder::new("host-1").expect("a holder");
-        let options = AttachOptions {
-            holder: holder.clone(),
-            access: Access::ReadWrite,
-            sharing: Sharing::Exclusive,
-        };
-        let attached = scene.pool.attach_volume(&a, options).await.expect("attach");
+        let attached = scene.attach("a").await;
         assert_eq!(
             matches!(attached.target, AttachTarget::Qcow2 { .. }),
             chain,
             "{attached:?}"
         );
         assert_error(snapshot().await, ErrorKind::Busy, "host-1");
-        scene.pool.detach_volume(&a, &holder).await.expect("detach");
+        scene.detach("a").await;
         if !chain {
             scene.snapshot("a", "first").await;
         }
@@ -512,14 +512,7 @@ async fn qemu_uses_an_attached_chain() {
         .resize_volume(&n("a"), grown)
         .await
         .expect("grow");
-    let holder = Holder::new("host-1").expect("a holder");
-    let options = AttachOptions {
-        holder: holder.clone(),
-        access: Access::ReadWrite,
-        sharing: Sharing::Exclusive,
-    };
-    let attached = scene.pool.attach_volume(&n("a"), options).await;
-    let AttachTarget::Qcow2 { path } = attached.expect("attach").target else {
+    let AttachTarget::Qcow2 { path } = scene.attach("a").await.target else {
         panic!("a chain is attached as an image");
     };
     let path = path.to_str().expect("UTF-8");
@@ -544,11 +537,7 @@ async fn qemu_uses_an_attached_chain() {
         "flush",
     ]);
     assert!(io(&["length"]).contains("6 MiB"));
-    scene
-        .pool
-        .detach_volume(&n("a"), &holder)
-        .await
-        .expect("detach");
+    scene.detach("a").await;
     let mut data = before.to_vec();
     data.resize(6 << 20, 0);
     data[100 << 10..400 << 10].fill(0x5a);
