@@ -215,6 +215,9 @@ impl Drop for Export {
         // The server holds on to files that were used a moment ago.
         let _ = Command::new("exportfs").arg("-f").status();
         let _ = Command::new("umount").arg("-l").arg(&path).status();
+        // The server's threads may keep the file system for a minute, and memory is short.
+        let image = std::fs::File::options().write(true).open(&self.image);
+        let _ = image.and_then(|image| image.set_len(0));
         let _ = std::fs::remove_file(&self.image);
     }
 }
