@@ -9,7 +9,7 @@ use std::sync::Arc;
 use volmux_core::ByteRange;
 
 use crate::chain::Image;
-use crate::device::Data;
+use crate::handle::Data;
 use crate::node::Node;
 use crate::sys::{self, Locked};
 

@@ -14,8 +14,8 @@ use volmux_core::{
 use crate::abilities::Abilities;
 use crate::chain::is_frozen;
 use crate::content::Content;
-use crate::device::Open;
 use crate::extents::GRANULARITY;
+use crate::handle::Open;
 use crate::inuse;
 use crate::layout::{PoolDirs, file_error};
 use crate::lifecycle::check_not_snapshot;

@@ -18,7 +18,7 @@ use volmux_core::{
 
 use crate::chain::{self, is_frozen};
 use crate::content::Content;
-use crate::device::Open;
+use crate::handle::Open;
 use crate::inuse;
 use crate::layout::file_error;
 use crate::lifecycle::check_not_snapshot;

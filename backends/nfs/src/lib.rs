@@ -18,6 +18,7 @@ mod duplicate;
 mod export;
 mod extents;
 mod fence;
+mod handle;
 mod identity;
 mod inuse;
 mod known;

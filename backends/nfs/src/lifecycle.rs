@@ -12,7 +12,7 @@ use volmux_core::{
     ResizeOptions, Result, Sharing, SpaceRequest, Volume, VolumeName,
 };
 
-use crate::device::Data;
+use crate::handle::Data;
 use crate::layout::{NewName, OWN_NAMES, PoolDirs, file_error, open_beneath};
 use crate::node::Format;
 use crate::pool::Inner;

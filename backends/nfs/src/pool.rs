@@ -16,8 +16,9 @@ use volmux_core::{
 
 use crate::DirConfig;
 use crate::abilities::Abilities;
-use crate::device::{FileDevice, OpenVolumes};
+use crate::device::FileDevice;
 use crate::duplicate::Quiet;
+use crate::handle::OpenVolumes;
 use crate::identity::{Acting, Identity, act_as, act_as_root};
 use crate::known::KnownRecords;
 use crate::layout::{Layout, PoolDirs, file_error};

@@ -3,8 +3,8 @@
 
 use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
 
-use crate::device::{Data, Open};
 use crate::fence::fenced;
+use crate::handle::{Data, Open};
 use crate::layout::{PoolDirs, file_error};
 use crate::list::volume_of;
 use crate::pool::Inner;

@@ -11,8 +11,8 @@ use volmux_core::{
 use super::image::{self, ChainError, Image, MOST_LAYERS, Part, header_of};
 use super::refcounts;
 use crate::content::Content;
-use crate::device::{Data, Open};
 use crate::duplicate::Quiet;
+use crate::handle::{Data, Open};
 use crate::inuse;
 use crate::layout::{NameLock, NewName, PoolDirs, file_error};
 use crate::node::{Format, Node};

@@ -12,7 +12,7 @@ use volmux_core::{
 use super::header::CLUSTER;
 use super::image::{self, Image};
 use crate::content::Content;
-use crate::device::Data;
+use crate::handle::Data;
 use crate::inuse;
 use crate::layout::{NameLock, PoolDirs, file_error};
 use crate::lifecycle::{check_may_shrink, check_not_snapshot};
