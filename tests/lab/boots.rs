@@ -324,6 +324,19 @@ fn what_was_not_flushed_is_lost_by_a_volatile_disk() {
 }
 
 #[test]
+fn what_loads_a_module_is_there() {
+    let done = script(
+        &Lab::new(),
+        "test -c /dev/mapper/control
+        ! grep -q ^dm_mod /proc/modules
+        dmsetup version >/dev/null
+        grep -o ^dm_mod /proc/modules
+        test -c /dev/loop-control && test -c /dev/net/tun && echo all",
+    );
+    assert_eq!(done.stdout, "dm_mod\nall\n");
+}
+
+#[test]
 fn thin_volumes_work_and_outlive_a_power_cut() {
     let directory = tempfile::tempdir().expect("a directory");
     let lab = Lab::new().disk(Disk::file(directory.path().join("disk"), 64 << 20));
