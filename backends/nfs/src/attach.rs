@@ -47,6 +47,9 @@ impl Inner {
                 .with("attached_to", &other.holder)
                 .help("detach it from there first"));
         }
+        if *access == Access::ReadWrite {
+            self.check_not_being_taken(OP, &record)?;
+        }
         if record.data.is_qcow2() {
             if *sharing == Sharing::Shared && *access == Access::ReadWrite {
                 return Err(Error::new(ErrorKind::Unsupported, OP)
@@ -62,7 +65,13 @@ impl Inner {
         if !record.attachments.contains(&wanted) {
             // Locked until the record says so: whoever opens the volume reads the record after the
             // lock is his.
-            if !self.lock(OP, &file, |file| inuse::lock_for(file, *access, *sharing))? {
+            // A host that reads a chain would not see a writer's tables.
+            let keep_writers_out = record.data.is_qcow2() && *access == Access::ReadOnly;
+            let lock = |file: &File| match keep_writers_out {
+                true => inuse::lock_against_writers(file),
+                false => inuse::lock_for(file, *access, *sharing),
+            };
+            if !self.lock(OP, &file, lock)? {
                 return Err(self.busy(OP, &file));
             }
             record.attachments.push(wanted);

@@ -12,7 +12,6 @@ use volmux_core::{
 };
 
 use crate::abilities::Abilities;
-use crate::chain::is_frozen;
 use crate::content::Content;
 use crate::extents::GRANULARITY;
 use crate::handle::Open;
@@ -23,7 +22,7 @@ use crate::pool::Inner;
 use crate::queue::Stop;
 use crate::record::VolumeRecord;
 use crate::staged::StagedData;
-use crate::sys;
+use crate::sys::{self, Locked};
 
 /// One read and one write.
 const CHUNK: u64 = 1 << 20;
@@ -76,7 +75,7 @@ impl Inner {
             return self.share(op, kind, source, name, quiet, same);
         }
         let pool = self.pool(op)?;
-        let (from, content) = self.content(op, source)?;
+        let (from, content) = self.content_to_copy(op, source, quiet)?;
         let provisioning = match kind {
             OriginKind::Copy => from.provisioning,
             _ => Provisioning::Thin,
@@ -144,7 +143,6 @@ impl Inner {
         let data = pool.stage_data().map_err(failed)?;
         let size = ByteSize::new(content.size);
         let Some(file) = content.raw_file() else {
-            // Who has a chain open for reading keeps writers out.
             self.copy_data(op, content, data.file(), size, stop)?;
             return Ok(data);
         };
@@ -295,10 +293,15 @@ impl Inner {
             sys::reserve(data.file(), ByteRange::new(0, size.bytes()))
                 .map_err(|e| self.data_error(OP, e))?;
         }
-        self.exchange(OP, pool, name, &record, size, data)
+        self.exchange(OP, pool, name, &record, size, data, None)
     }
 
-    /// Gives a volume other data, if it is still as `before`, and removes the old.
+    /// Gives a volume other data, if it is still as `before`, and removes the old. Where what is in the
+    /// old counts, the caller has had it `alone` since before it was read.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "three callers, and nothing that belongs together"
+    )]
     pub fn exchange(
         &self,
         op: &'static str,
@@ -307,14 +310,22 @@ impl Inner {
         before: &VolumeRecord,
         size: ByteSize,
         mut data: StagedData,
+        alone: Option<Arc<Locked>>,
     ) -> Result<Volume> {
         let (_locks, moves) = (pool.lock_names(&[name], op)?, pool.lock_move(op)?);
         let (_, mut record) = self.get(op, name)?;
-        if (record.id, record.data) != (before.id, before.data) {
+        let same = match alone {
+            Some(_) => record == *before,
+            None => (record.id, record.data) == (before.id, before.data),
+        };
+        if !same {
             return Err(Error::new(ErrorKind::Busy, op)
-                .reason("another process reverted or replaced the volume meanwhile"));
+                .reason("another process reverted, replaced or took the volume meanwhile"));
         }
-        let old_file = self.open_alone(op, pool, &record)?;
+        let _alone = match alone {
+            Some(alone) => alone,
+            None => Arc::new(self.open_alone(op, pool, &record)?),
+        };
         let growth = size.bytes().saturating_sub(record.virtual_size.bytes());
         let _admission = self.admit_growth(op, pool, ByteSize::new(growth))?;
         let old = record.data;
@@ -324,9 +335,7 @@ impl Inner {
         record.adopted_from = None;
         pool.publish_over(name, &record, Some(&mut data), &moves)
             .map_err(|e| file_error(op, self.layout.full("volumes"), e))?;
-        // What others build on is left to a collection.
-        let frozen = is_frozen(&old_file).map_err(|e| self.data_error(op, e))?;
-        if !frozen && let Err(error) = pool.remove_data(old) {
+        if let Err(error) = pool.remove_data(old) {
             tracing::warn!(volume = %name, data = %old, %error, "data file left behind");
         }
         self.describe(op, name, &record, data.file())

@@ -193,6 +193,11 @@ pub fn patiently(file: &File, lock: impl Fn(&File) -> io::Result<bool>) -> io::R
     Ok(true)
 }
 
+/// Whether anybody uses the file.
+pub fn is_used(file: &File) -> io::Result<bool> {
+    sys::would_block(file, Lock::Exclusive, ALL)
+}
+
 /// Whether anybody writes to it.
 pub fn has_writer(file: &File) -> io::Result<bool> {
     sys::would_block(file, Lock::Exclusive, byte(USES, WRITE))

@@ -211,6 +211,7 @@ impl Inner {
             let (pool, record, file) = self.get_data(op, name, flags)?;
             if writes {
                 check_not_snapshot(op, &record, "opened for writing")?;
+                self.check_may_write(op, &record, options.sharing)?;
             }
             let data = if record.data.is_qcow2() {
                 let OpenOptions {
@@ -237,28 +238,47 @@ impl Inner {
             };
             // The record may have changed before the lock was ours: a revert gives other data, an
             // attachment forbids writing. From here on neither can happen.
-            let (_, now) = self.get(op, name)?;
-            let other_writer = now.attachments.iter().find(|a| {
-                a.access == Access::ReadWrite
-                    && (a.sharing, options.sharing) != (Sharing::Shared, Sharing::Shared)
+            let now = self.get(op, name).and_then(|(pool, now)| {
+                if writes && now.data == record.data {
+                    self.check_may_write(op, &now, options.sharing)?;
+                    // Who made, reverted or grew it may have been killed before that was durable,
+                    // and what is written from now on must not be lost with it.
+                    pool.settle().map_err(|e| self.data_error(op, e))?;
+                }
+                Ok(now)
             });
-            match other_writer {
-                Some(attached) if writes => {
-                    return Err(Error::new(ErrorKind::Busy, op)
-                        .reason("the volume is attached for writing")
-                        .with("attached_to", &attached.holder)
-                        .help("detach it from there first, or open it read-only"));
-                }
-                _ if now.data == record.data => {
-                    if writes {
-                        // Who made, reverted or grew it may have been killed before that was
-                        // durable, and what is written from now on must not be lost with it.
-                        pool.settle().map_err(|e| self.data_error(op, e))?;
+            match now {
+                Ok(now) if now.data == record.data => return Ok((now, data)),
+                refused => {
+                    if let Data::Chain(image) = data
+                        && writes
+                    {
+                        image.end_writing().map_err(|e| self.data_error(op, e))?;
                     }
-                    return Ok((now, data));
+                    refused?;
                 }
-                _ => {}
             }
+        }
+    }
+
+    /// `Busy` if the volume is attached for writing, or being taken over.
+    fn check_may_write(
+        &self,
+        op: &'static str,
+        record: &VolumeRecord,
+        sharing: Sharing,
+    ) -> Result<()> {
+        self.check_not_being_taken(op, record)?;
+        let other_writer = record.attachments.iter().find(|a| {
+            a.access == Access::ReadWrite
+                && (a.sharing, sharing) != (Sharing::Shared, Sharing::Shared)
+        });
+        match other_writer {
+            Some(attached) => Err(Error::new(ErrorKind::Busy, op)
+                .reason("the volume is attached for writing")
+                .with("attached_to", &attached.holder)
+                .help("detach it from there first, or open it read-only")),
+            None => Ok(()),
         }
     }
 
@@ -270,6 +290,7 @@ impl Inner {
         record: &VolumeRecord,
     ) -> Result<Locked> {
         self.check_detached(op, record)?;
+        self.check_not_being_taken(op, record)?;
         let file = self.open_data(op, pool, record, OFlags::RDWR)?;
         if self.lock(op, &file, inuse::lock_alone)? {
             Ok(file)
@@ -348,6 +369,8 @@ impl Inner {
         }
         let (locks, moves) = (pool.lock_names(&[name, to], OP)?, pool.lock_move(OP)?);
         let (_, record, file) = self.get_data(OP, name, OFlags::RDONLY)?;
+        // Who does that knows it by its name.
+        self.check_not_being_taken(OP, &record)?;
         self.existing(OP, to, |_| false)?;
         pool.rename(name, to, &locks, &moves)
             .map_err(|error| match error.kind() {
@@ -377,10 +400,14 @@ impl Inner {
         self.check_detached(OP, &record)?;
         // Locked while the volume goes, so that nobody opens what is about to vanish. Data that is
         // damaged or gone must not keep a volume from being deleted.
+        // Others may have a snapshot's file below theirs, and use it: it stays, for a collection.
+        let is_frozen = |file: &File| Ok(chain::is_snapshot(&record) && chain::is_frozen(file)?);
         let opened = pool.open_data(record.data, OFlags::RDWR);
         let opened = opened.or_else(|error| match error.kind() {
-            // Of a file that is never written again nothing has to be locked.
-            io::ErrorKind::PermissionDenied => pool.open_data(record.data, OFlags::RDONLY),
+            io::ErrorKind::PermissionDenied if chain::is_snapshot(&record) => {
+                pool.open_data(record.data, OFlags::RDONLY)
+            }
+            io::ErrorKind::PermissionDenied => chain::open_thawed(pool, record.data),
             _ => Err(error),
         });
         let file = match opened {
@@ -389,8 +416,7 @@ impl Inner {
             Err(error) => return Err(self.data_error(OP, error)),
         };
         let frozen = match &file {
-            // Others may have it as the file below theirs, and use it.
-            Some(file) if chain::is_frozen(file).map_err(|e| self.data_error(OP, e))? => true,
+            Some(file) if is_frozen(file).map_err(|e| self.data_error(OP, e))? => true,
             Some(file) if !self.lock(OP, file, inuse::lock_alone)? => {
                 return Err(self.busy(OP, file));
             }

@@ -335,11 +335,8 @@ impl Inner {
                     && flags.contains(OFlags::RDWR)
                     && !chain::is_snapshot(record) =>
             {
-                let thawed = pool.open_data(record.data, OFlags::RDONLY);
-                let thawed = thawed.and_then(|file| chain::thaw(&*file));
-                thawed
-                    .and_then(|()| pool.open_data(record.data, flags))
-                    .map_err(|error| file_error(op, &path, error))?
+                let thawed = chain::open_thawed(pool, record.data);
+                thawed.map_err(|error| file_error(op, &path, error))?
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(damaged("the volume's data file is missing".into()));

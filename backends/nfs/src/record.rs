@@ -66,7 +66,8 @@ pub struct VolumeRecord {
     /// Where an adopted file was, below the root; audit ends an adoption that was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted_from: Option<String>,
-    /// How often it was taken from a writer. Changed by [`set_epoch`](Self::set_epoch).
+    /// Goes up whenever the volume is taken from a writer, by two: it is odd while that is under way.
+    /// Changed by [`set_epoch`](Self::set_epoch).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -109,6 +110,11 @@ impl VolumeRecord {
     pub fn set_epoch(&mut self, epoch: u64) {
         self.epoch = epoch;
         self.version = version_of(self.data, epoch);
+    }
+
+    /// Whether somebody is taking it from a writer, or was when he died.
+    pub fn is_being_taken(&self) -> bool {
+        !self.epoch.is_multiple_of(2)
     }
 
     /// What the pool's users see of it.

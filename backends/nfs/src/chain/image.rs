@@ -137,7 +137,8 @@ pub fn patiently<T>(mut attempt: impl FnMut() -> Result<T, ChainError>) -> Resul
                 }
             }
             // What was merged into the file below it is gone, and the one above names that by now.
-            Err(ChainError::Missing(_)) if missing < 3 => {
+            // Or that name is just being written.
+            Err(ChainError::Missing(_) | ChainError::Header(..)) if missing < 3 => {
                 missing += 1;
                 std::thread::sleep(PAUSE);
             }
@@ -158,6 +159,16 @@ pub fn parts_below(pool: &PoolDirs, top: Part) -> Result<Vec<Part>, ChainError> 
         lock(node, file, Access::ReadOnly, &mut parts)?;
     }
     Ok(parts)
+}
+
+/// Keeps the files below `node` from being merged or dropped, whoever has that one.
+pub fn hold_below(pool: &PoolDirs, node: Node) -> Result<Vec<Part>, ChainError> {
+    patiently(|| {
+        let file = open_node(pool, node, OFlags::RDONLY)?;
+        let header = header_of(node, &file)?;
+        let file = Arc::new(file);
+        parts_below(pool, Part { node, file, header })
+    })
 }
 
 fn lock(node: Node, file: Locked, access: Access, parts: &mut Vec<Part>) -> Result<(), ChainError> {
@@ -503,6 +514,13 @@ pub fn freeze(file: impl AsFd) -> io::Result<()> {
 pub fn is_frozen(file: &File) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     Ok(file.metadata()?.mode() & 0o200 == 0)
+}
+
+/// Opens for writing what has the mark of [`freeze`], which it must not have: making it was cut short.
+pub fn open_thawed(pool: &PoolDirs, node: Node) -> io::Result<Locked> {
+    let frozen = pool.open_data(node, OFlags::RDONLY)?;
+    thaw(&*frozen)?;
+    pool.open_data(node, OFlags::RDWR)
 }
 
 /// Takes the mark of [`freeze`] away.

@@ -24,6 +24,7 @@
 mod collect;
 pub mod header;
 mod image;
+mod merge;
 mod refcounts;
 mod share;
 mod storage;
@@ -32,7 +33,9 @@ mod tests;
 mod volume;
 
 pub use collect::close_unclosed;
-pub use image::{ChainError, Image, header_of, is_frozen, open_node, parent_of, tables, thaw};
+pub use image::{
+    ChainError, Image, header_of, hold_below, is_frozen, open_node, open_thawed, parent_of, tables,
+};
 pub use refcounts::set_dirty;
 pub use share::is_snapshot;
 pub use storage::read_start;

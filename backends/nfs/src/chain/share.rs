@@ -79,7 +79,12 @@ impl Inner {
                 let opened = Image::open(pool, record.data, access);
                 if opened.is_err() {
                     let again = inuse::lock_against_writers(image.head());
-                    again.map_err(|e| self.data_error(op, e))?;
+                    if !again.map_err(|e| self.data_error(op, e))? {
+                        // Somebody else came first, whose tables the readers here don't know.
+                        for open in &others {
+                            open.fence();
+                        }
+                    }
                 }
                 opened.map_err(failed)?
             }
@@ -120,6 +125,36 @@ impl Inner {
                 Ok(image) => return Ok((record, Content::chain(image, size))),
                 Err(error) if self.find(op, name)?.is_some_and(|now| now == record) => {
                     return Err(error);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// A volume's content at one moment, to be copied: kept from all writers, or held back in `quiet`.
+    /// Of a raw file the caller sees to that.
+    pub fn content_to_copy(
+        &self,
+        op: &'static str,
+        name: &VolumeName,
+        quiet: &Quiet,
+    ) -> Result<(VolumeRecord, Content)> {
+        loop {
+            let (pool, record, file) = self.get_data(op, name, OFlags::RDONLY)?;
+            let size = record.virtual_size.bytes();
+            if !record.data.is_qcow2() {
+                return Ok((record.clone(), Content::raw(record.data, file, size)));
+            }
+            let own = quiet.writer.as_ref().map(|open| open.data());
+            let image = match own {
+                Some(Data::Chain(image)) if image.node() == record.data => Ok(image),
+                // Not that of readers here, who would let a writer in.
+                _ => Image::open(pool, record.data, Access::ReadOnly).map(Arc::new),
+            };
+            match image {
+                Ok(image) => return Ok((record, Content::chain(image, size))),
+                Err(error) if self.find(op, name)?.is_some_and(|now| now == record) => {
+                    return Err(self.chain_error(op, error));
                 }
                 Err(_) => {}
             }
@@ -275,6 +310,7 @@ impl Inner {
                 .with("attached_to", holders.join(", "))
                 .help("detach it from there first; an NFS 4.2 server on XFS or btrfs needs none of this"));
         }
+        self.check_not_being_taken(op, &record)?;
         let old = record.data;
         self.check_depth(op, pool, old)?;
         let handles = self.open_volumes.handles(record.id);
@@ -483,5 +519,55 @@ impl Drop for Still<'_> {
         if let Err(error) = locked {
             tracing::error!(file = %self.base.node, %error, "a reader's lock could not be taken again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use volmux_core::{CreateOptions, OpenOptions, Pool};
+
+    use super::*;
+    use crate::{DirConfig, DirPool};
+
+    fn n(name: &str) -> VolumeName {
+        VolumeName::new(name).expect("a good name")
+    }
+
+    async fn a_chain(path: &Path) -> DirPool {
+        let pool = DirPool::opened(DirConfig::new(path), None, None)
+            .await
+            .expect("open");
+        let options = CreateOptions::thin(ByteSize::new(1 << 20));
+        let (a, s) = (n("a"), n("s"));
+        pool.create_volume(&a, options).await.expect("create");
+        let made = pool.snapshot_volume(&a, &s, Default::default());
+        made.await.expect("snapshot");
+        pool
+    }
+
+    /// The readers' image of this pool object is not enough: it lets a writer in.
+    #[tokio::test]
+    async fn nobody_writes_what_is_copied_although_it_is_read_here() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (pool, a) = (a_chain(dir.path()).await, n("a"));
+        if pool.0.abilities.clone {
+            return;
+        }
+        let reader = pool.open_volume(&a, OpenOptions::read_only()).await;
+        let reader = reader.expect("open");
+        let copied = pool.0.content_to_copy("test", &a, &Quiet::default());
+        let copied = copied.expect("the content");
+        let refused = pool.open_volume(&a, OpenOptions::read_write()).await;
+        let error = refused.map(|_| ()).expect_err("it is copied");
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+        drop(copied);
+        let writer = pool.open_volume(&a, OpenOptions::read_write()).await;
+        let writer = writer.expect("nobody copies it any more");
+        let data = Bytes::from(vec![1; 512]);
+        writer.write_at(0, data.clone()).await.expect("write");
+        assert_eq!(reader.read_at(0, 512).await.expect("read"), data);
     }
 }

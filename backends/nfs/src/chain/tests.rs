@@ -9,6 +9,7 @@ use volmux_core::{ByteRange, VolumeId};
 
 use super::header::CLUSTER;
 use super::image::{Image, Part, begin_writing, header_of, write_empty};
+use super::merge::hide_larger_past;
 use super::refcounts;
 use super::storage::{Event, traced};
 use crate::node::Node;
@@ -60,22 +61,23 @@ fn sector(number: u64) -> Vec<u8> {
     }
 }
 
-fn open(below: &Arc<Locked>, top: &Arc<Locked>, writable: bool) -> Image {
-    let header = header_of(TOP, top).expect("let in");
-    let raw = Part {
-        node: BELOW,
-        file: below.clone(),
-        header: None,
-    };
-    let image = Part {
-        node: TOP,
-        file: top.clone(),
-        header,
-    };
-    if writable {
-        begin_writing(&image).expect("ready to be written");
+fn part(node: Node, file: &Arc<Locked>) -> Part {
+    Part {
+        node,
+        file: file.clone(),
+        header: header_of(node, file).expect("let in"),
     }
-    Image::of(vec![image, raw], writable).expect("open")
+}
+
+fn open_all(parts: Vec<Part>, writable: bool) -> Image {
+    if writable {
+        begin_writing(&parts[0]).expect("ready to be written");
+    }
+    Image::of(parts, writable).expect("open")
+}
+
+fn open(below: &Arc<Locked>, top: &Arc<Locked>, writable: bool) -> Image {
+    open_all(vec![part(TOP, top), part(BELOW, below)], writable)
 }
 
 /// The numbers that the image holds now, by sector.
@@ -236,4 +238,49 @@ fn counts_are_made_anew_by_the_tables() {
     top.write_all_at(&entry, l2 + 4 * 8).expect("write");
     let error = refcounts::repair(&top, &header).expect_err("damage");
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn an_end_that_moves_shows_nothing_of_a_larger_past() {
+    const LOWER: Node = Node::qcow2(VolumeId::from_u128(3));
+    const OWN: u64 = 4 * CLUSTER + SECTOR;
+    for end in [CLUSTER, CLUSTER + SECTOR, 3 * CLUSTER - SECTOR] {
+        for larger in [end + SECTOR, OWN + SECTOR, SIZE] {
+            let below = file_with(&vec![1; (6 * CLUSTER + SECTOR) as usize]);
+            let lower = file_with(&[]);
+            write_empty(&lower, SIZE, BELOW).expect("an empty image");
+            let lower_parts = || vec![part(LOWER, &lower), part(BELOW, &below)];
+            let mut image = open_all(lower_parts(), true);
+            // In the cluster that it ends in it goes on to hold what it held when it was larger.
+            let start = end / CLUSTER * CLUSTER;
+            image.write(&[2; CLUSTER as usize], start).expect("write");
+            image.shrink(end).expect("shrink");
+            image.end_writing().expect("close");
+            drop(image);
+
+            let top = file_with(&[]);
+            write_empty(&top, larger, LOWER).expect("an empty image");
+            let parts = || vec![part(TOP, &top), part(LOWER, &lower), part(BELOW, &below)];
+            let image = open_all(parts(), true);
+            if larger > OWN {
+                image.write(&[3; SECTOR as usize], OWN).expect("write");
+            }
+            image.end_writing().expect("close");
+            let content = || {
+                let mut bytes = vec![9; larger as usize];
+                let image = open_all(parts(), false);
+                image.read(&mut bytes, 0).expect("read");
+                bytes
+            };
+            let before = content();
+            let past = &before[end as usize..OWN.min(larger) as usize];
+            assert!(past.iter().all(|byte| *byte == 0), "{end} {larger}");
+            hide_larger_past(&part(TOP, &top), lower_parts()).expect("hide");
+            assert!(content() == before, "{end} {larger}: by itself");
+            let image = open_all(lower_parts(), true);
+            image.grow(larger).expect("grow");
+            image.end_writing().expect("close");
+            assert!(content() == before, "{end} {larger}: with the end moved");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use volmux_core::{
 };
 
 use super::header::CLUSTER;
-use super::image::{self, Image};
+use super::image::{self, Image, Part};
 use crate::content::Content;
 use crate::handle::Data;
 use crate::inuse;
@@ -152,13 +152,15 @@ impl Inner {
             check_may_shrink(op, size, old, options)?;
             self.check_detached(op, &record)?;
             self.check_unopened(op, &record)?;
-            let writer = self.writer(op, pool, &record)?;
+            self.check_not_being_taken(op, &record)?;
+            let image = Image::open(pool, record.data, Access::ReadWrite);
+            let mut image = image.map_err(|error| self.chain_error(op, error))?;
             record.virtual_size = size;
             // The record first: an image that is too large is made smaller later.
             pool.publish_over(name, &record, None, moves)
                 .map_err(published)?;
-            drop(writer);
-            self.fit(op, pool, &record)?;
+            image.shrink(size.bytes()).map_err(failed)?;
+            image.end_writing().map_err(failed)?;
         }
         self.open_volumes.grown(record.id, size.bytes());
         let file = self.open_data(op, pool, &record, OFlags::RDONLY)?;
@@ -192,10 +194,26 @@ impl Inner {
         if !record.data.is_qcow2() {
             return self.describe(OP, name, &record, &file);
         }
-        self.check_detached(OP, &record)?;
         self.check_unopened(OP, &record)?;
         let size = record.virtual_size;
-        let (_, content) = self.content(OP, name)?;
+        // From here on to the exchange nobody else opens it: what is written meanwhile would be lost.
+        let alone = Arc::new(self.open_alone(OP, pool, &record)?);
+        let (_, now) = self.get(OP, name)?;
+        if now != record {
+            return Err(Error::new(ErrorKind::Busy, OP)
+                .reason("the volume was changed meanwhile")
+                .help("call again"));
+        }
+        let top = Part {
+            node: record.data,
+            header: image::header_of(record.data, &alone)
+                .map_err(|error| self.chain_error(OP, error))?,
+            file: alone.clone(),
+        };
+        let parts = image::patiently(|| image::parts_below(pool, top.again()));
+        let opened = parts.and_then(|parts| Image::of(parts, false));
+        let opened = opened.map_err(|error| self.chain_error(OP, error))?;
+        let content = Content::chain(Arc::new(opened), size.bytes());
         let thick = record.provisioning == Provisioning::Thick;
         let reserved = self.bytes_to_copy(OP, &content, thick)?;
         let request = SpaceRequest {
@@ -209,9 +227,7 @@ impl Inner {
             sys::reserve(data.file(), ByteRange::new(0, size.bytes()))
                 .map_err(|e| self.data_error(OP, e))?;
         }
-        // It kept writers out until here; from the check of who has it open they are kept out again.
-        drop(content);
-        self.exchange(OP, pool, name, &record, size, data)
+        self.exchange(OP, pool, name, &record, size, data, Some(alone))
     }
 
     /// What a copy of `content` will occupy at once.
@@ -245,6 +261,6 @@ impl Inner {
     ) -> Result<Volume> {
         let base = self.hold(op, pool, from.data)?;
         let data = self.stage_above(op, pool, base.node, from.virtual_size)?;
-        self.exchange(op, pool, name, record, from.virtual_size, data)
+        self.exchange(op, pool, name, record, from.virtual_size, data, None)
     }
 }
