@@ -88,4 +88,8 @@ impl Fixture for BrokenFixture {
     async fn settle(&self) {
         self.inner.settle().await;
     }
+
+    fn check(&self) {
+        self.inner.check();
+    }
 }

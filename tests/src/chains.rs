@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// The files in `data/` of a pool.
 #[derive(Debug)]
@@ -48,6 +49,25 @@ impl Chains {
         }
     }
 
+    /// As [`of`](Self::of), once no image is open for writing any more: one is closed in the background.
+    ///
+    /// # Panics
+    /// Also if one stays open.
+    pub fn closed(root: &Path) -> Chains {
+        for _ in 0..1000 {
+            let chains = Chains::of(root);
+            if !chains
+                .files
+                .iter()
+                .any(|file| is_open(&chains.data.join(file)))
+            {
+                return chains;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("an image is still open");
+    }
+
     /// How many files the volume `name` is made of.
     ///
     /// # Panics
@@ -77,6 +97,13 @@ impl Chains {
             assert!(output.status.success(), "{file}: {told}{errors}");
         }
     }
+}
+
+/// Whether an image is marked as one that is written.
+fn is_open(path: &Path) -> bool {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    path.extension().is_some_and(|end| end == "qcow2")
+        && bytes.get(79).is_some_and(|byte| byte & 1 == 1)
 }
 
 /// The file that the header of an image names.

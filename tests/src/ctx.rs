@@ -304,6 +304,7 @@ impl<'a> Ctx<'a> {
             let report = report.expect("audit");
             assert!(report.is_clean(), "audit (repair {repair}): {report:?}");
         }
+        self.fixture.check();
     }
 }
 

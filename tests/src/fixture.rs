@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use volmux::Pool;
 use volmux::nfs::{DirConfig, DirPool};
 
+use crate::chains::Chains;
 use crate::scratch::LoopFs;
 
 /// Settings that every backend's configuration has.
@@ -45,6 +46,12 @@ pub trait Fixture: Send + Sync {
 
     /// Makes the store do now what it does in the background, such as giving freed space back.
     async fn settle(&self);
+
+    /// Has the tools that others use look at what the store holds, once nobody has it open.
+    ///
+    /// # Panics
+    /// If they find damage.
+    fn check(&self) {}
 }
 
 /// Pools of the reference backend.
@@ -159,8 +166,13 @@ impl Fixture for DirFixture {
         std::fs::write(path.join(&name), data).expect("a foreign file");
         name
     }
+
     async fn settle(&self) {
         let root = std::fs::File::open(&self.config.path).expect("the pool's root");
         rustix::fs::syncfs(root).expect("syncfs");
+    }
+
+    fn check(&self) {
+        Chains::closed(&self.config.path).check();
     }
 }

@@ -1,5 +1,6 @@
 //! Pools in NFS exports, from the kernel's own server. The lab has it.
 
+use crate::chains::Chains;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -293,5 +294,9 @@ impl Fixture for NfsFixture {
     async fn settle(&self) {
         let root = std::fs::File::open(&self.directory).expect("the pool's root");
         rustix::fs::syncfs(root).expect("syncfs");
+    }
+
+    fn check(&self) {
+        Chains::closed(&self.directory).check();
     }
 }
