@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use tokio::task::JoinHandle;
 use volmux::nfs::NfsConfig;
 use volmux::{
     AuditOptions, BlockDevice, ByteSize, CreateOptions, ErrorKind, Finding, FindingKind,
     OpenOptions, Pool, PoolExt, SnapshotOptions,
 };
+use volmux_conformance::chains::Chains;
 use volmux_conformance::nfs::{Export, ROUNDS, Server, run};
 use volmux_conformance::{checked_name as n, on, pattern};
 
@@ -31,6 +34,85 @@ async fn opened(config: &NfsConfig) -> Arc<dyn Pool> {
         .expect("open the pool")
 }
 
+/// The server does not answer as long as this is there. A test that fails meanwhile must not wait for
+/// ever for what it has begun.
+struct Silence;
+
+impl Silence {
+    fn new() -> Silence {
+        Server::running().stop();
+        Silence
+    }
+
+    /// For a while, in which this is done.
+    async fn during(what: impl FnOnce() + Send + 'static) {
+        let silent = tokio::task::spawn_blocking(|| {
+            let _silence = Silence::new();
+            what();
+            std::thread::sleep(Duration::from_secs(2));
+        });
+        silent.await.expect("no panic");
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        Server::running().start();
+    }
+}
+
+/// Writes to scattered blocks of a volume and flushes, again and again.
+struct Writer {
+    done: Arc<AtomicBool>,
+    /// The number that was last written to each block.
+    written: JoinHandle<Vec<u64>>,
+}
+
+impl Writer {
+    const BLOCKS: usize = 1024;
+
+    fn start(device: Arc<dyn BlockDevice>) -> Writer {
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = done.clone();
+        let written = tokio::spawn(async move {
+            let mut written = vec![0; Writer::BLOCKS];
+            for number in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                // Each is a request of its own, and only the flush makes them durable.
+                for i in 0..32 {
+                    let block = (number as usize * 37 + i * 29) % Writer::BLOCKS;
+                    let data = pattern(number, BLOCK);
+                    let done = device.write_at((block * BLOCK) as u64, data).await;
+                    done.expect("write");
+                    written[block] = number;
+                }
+                device.flush().await.expect("flush");
+            }
+            written
+        });
+        Writer { done, written }
+    }
+
+    /// Stops it, and checks that all it wrote is in the volume.
+    async fn check(self, pool: &dyn Pool, name: &str) {
+        self.done.store(true, Ordering::Relaxed);
+        let written = self.written.await.expect("no write failed");
+        let device = pool.open_volume(&n(name), OpenOptions::read_only()).await;
+        let device = device.expect("open");
+        assert!(written.iter().any(|number| *number > 5), "it wrote");
+        for (block, number) in written.into_iter().enumerate() {
+            let found = device.read_at((block * BLOCK) as u64, BLOCK).await;
+            let due = match number {
+                0 => Bytes::from(vec![0; BLOCK]),
+                number => pattern(number, BLOCK),
+            };
+            assert_eq!(found.expect("read"), due, "block {block}: {number}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs the kernel's NFS server: tests/lab/run"]
 fn a_server_that_is_started_again_has_lost_nothing() {
@@ -40,32 +122,10 @@ fn a_server_that_is_started_again_has_lost_nothing() {
         let options = CreateOptions::thin(ByteSize::new(4 * MIB));
         pool.create_volume(&n("a"), options).await.expect("create");
         let device = pool.open_volume(&n("a"), OpenOptions::read_write()).await;
-        let device = device.expect("open");
-        let done = Arc::new(AtomicBool::new(false));
-        let (stop, writes) = (done.clone(), device.clone());
-        // The number of the last block that was flushed.
-        let writer = tokio::spawn(async move {
-            let mut number = 0;
-            while !stop.load(Ordering::Relaxed) {
-                number += 1;
-                let at = number % (4 * MIB / BLOCK as u64) * BLOCK as u64;
-                writes
-                    .write_at(at, pattern(number, BLOCK))
-                    .await
-                    .expect("write");
-                writes.flush().await.expect("flush");
-            }
-            number
-        });
+        let writer = Writer::start(device.expect("open"));
         for round in 0..2 {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            tokio::task::spawn_blocking(|| {
-                Server::running().stop();
-                std::thread::sleep(Duration::from_secs(2));
-                Server::running().start();
-            })
-            .await
-            .expect("it starts again");
+            Silence::during(|| {}).await;
             let name = n(&format!("snapshot-{round}"));
             let made = pool
                 .snapshot_volume(&n("a"), &name, SnapshotOptions::default())
@@ -77,35 +137,40 @@ fn a_server_that_is_started_again_has_lost_nothing() {
             let error = second.map(drop).expect_err("it is open");
             assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
         }
-        done.store(true, Ordering::Relaxed);
-        let last = writer.await.expect("no write failed");
-        assert!(last > 2, "{last}");
-        drop(device);
-        let device = pool.open_volume(&n("a"), OpenOptions::read_only()).await;
-        let device = device.expect("open");
-        let blocks = 4 * MIB / BLOCK as u64;
-        for number in last.saturating_sub(blocks - 1).max(1)..=last {
-            let at = number % blocks * BLOCK as u64;
-            let found = device.read_at(at, BLOCK).await.expect("read");
-            assert_eq!(found, pattern(number, BLOCK), "block {number} of {last}");
-        }
+        writer.check(&*pool, "a").await;
     });
 }
 
-/// The server does not answer as long as this is there. A test that fails meanwhile must not wait for
-/// ever for what it has begun.
-struct Silence;
-
-impl Silence {
-    fn new() -> Silence {
-        Server::running().stop();
-        Silence
-    }
-}
-
-impl Drop for Silence {
-    fn drop(&mut self) {
-        Server::running().start();
+/// Only the server: its clients go on, and have to send again what it had not made durable.
+#[test]
+#[ignore = "needs the kernel's NFS server: tests/lab/run"]
+fn a_server_that_loses_its_power_keeps_what_was_flushed() {
+    // One file that is cloned, and a chain.
+    for kind in ["xfs", "ext4"] {
+        let (export, config) = export(kind);
+        let export = Arc::new(export);
+        on(async {
+            let pool = opened(&config).await;
+            let options = CreateOptions::thin(ByteSize::new(4 * MIB));
+            pool.create_volume(&n("a"), options).await.expect("create");
+            let device = pool.open_volume(&n("a"), OpenOptions::read_write()).await;
+            let writer = Writer::start(device.expect("open"));
+            for round in 0..2u64 {
+                tokio::time::sleep(Duration::from_millis(700 + 130 * round)).await;
+                let (a, name) = (n("a"), n(&format!("s-{round}")));
+                let made = pool.snapshot_volume(&a, &name, Default::default());
+                made.await.expect("snapshot");
+                tokio::time::sleep(Duration::from_millis(170 * round)).await;
+                let server = export.clone();
+                Silence::during(move || server.lose_power()).await;
+            }
+            writer.check(&*pool, "a").await;
+            let repair = AuditOptions { repair: true };
+            let report = pool.audit(repair).await.expect("audit");
+            assert!(report.is_clean(), "{report:?}");
+            assert_eq!(pool.volumes().await.expect("list").len(), 3);
+        });
+        Chains::closed(&export.path().join("pool")).check();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The data files of a directory pool, as they are on the disk, and what QEMU says of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -122,7 +123,12 @@ fn below(path: &Path) -> Option<String> {
 }
 
 fn names(dir: &Path) -> BTreeSet<String> {
-    let entries = std::fs::read_dir(dir).expect("a directory of the pool");
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        // Nothing was ever made in it.
+        Err(error) if error.kind() == ErrorKind::NotFound => return BTreeSet::new(),
+        Err(error) => panic!("{}: {error}", dir.display()),
+    };
     let name = |entry: std::io::Result<std::fs::DirEntry>| {
         let name = entry.expect("an entry").file_name();
         name.into_string().expect("a name of ASCII")

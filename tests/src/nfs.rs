@@ -1,6 +1,5 @@
 //! Pools in NFS exports, from the kernel's own server. The lab has it.
 
-use crate::chains::Chains;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -11,6 +10,7 @@ use async_trait::async_trait;
 use volmux::Pool;
 use volmux::nfs::NfsConfig;
 
+use crate::chains::Chains;
 use crate::fixture::{Fixture, PoolSettings, Storage};
 
 /// Where the server's exports are. A file system in memory, for the lab's root can't be exported.
@@ -185,6 +185,19 @@ impl Export {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         export(whom, "", &format!("{EXPORTED},fsid=0"));
         self.to(whom);
+    }
+
+    /// Loses what is not durable, as in a power cut, and comes back. The server has to be stopped.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn lose_power(&self) {
+        let (path, image) = (self.path(), &self.image);
+        let (path, image) = (path.display(), image.display());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Server::running().tell(&format!(
+            "xfs_io -x -c shutdown {path} && exportfs -f && umount {path} && mount -o loop {image} {path}"
+        ));
     }
 
     /// Where the server has it.
