@@ -112,6 +112,7 @@ check-demo: programs
 
 # What cargo-fuzz would pass; libFuzzer needs no more than that.
 FUZZ_RUNS ?= 300000
+FEWER_RUNS = $(shell expr $(FUZZ_RUNS) / 20)
 COVERAGE := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table
@@ -130,13 +131,14 @@ fuzz: ## the parsers on FUZZ_RUNS made-up inputs, journals and the NBD server on
 	$(call title,fuzz)
 	@RUSTFLAGS='$(COVERAGE)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz \
 	    cargo build -q --locked --target $(HOST) --manifest-path tests/fuzz/Cargo.toml
-	@$(FUZZED)/parse -runs=$(FUZZ_RUNS) -max_len=256 $(FUZZ_OPTIONS)
-	@$(FUZZED)/object -runs=$(FUZZ_RUNS) -max_len=512 $(call seeds,object) $(FUZZ_OPTIONS)
-	@$(FUZZED)/lvm -runs=$(FUZZ_RUNS) -max_len=2048 $(call seeds,lvm) $(FUZZ_OPTIONS)
-	@$(FUZZED)/qcow2 -runs=$(FUZZ_RUNS) -max_len=4096 $(call seeds,qcow2) $(FUZZ_OPTIONS)
-	@$(FUZZED)/records -runs=$(FUZZ_RUNS) -max_len=1024 $(call seeds,records) $(FUZZ_OPTIONS)
-	@$(FUZZED)/journal -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=512 $(FUZZ_OPTIONS)
-	@$(FUZZED)/nbd -runs=$$(($(FUZZ_RUNS) / 20)) -max_len=4096 $(FUZZ_OPTIONS)
+	@printf '$(FUZZED)/%s $(FUZZ_OPTIONS)\n' \
+	    'nbd -runs=$(FEWER_RUNS) -max_len=4096' \
+	    'journal -runs=$(FEWER_RUNS) -max_len=512' \
+	    'lvm -runs=$(FUZZ_RUNS) -max_len=2048 $(call seeds,lvm)' \
+	    'qcow2 -runs=$(FUZZ_RUNS) -max_len=4096 $(call seeds,qcow2)' \
+	    'records -runs=$(FUZZ_RUNS) -max_len=1024 $(call seeds,records)' \
+	    'object -runs=$(FUZZ_RUNS) -max_len=512 $(call seeds,object)' \
+	    'parse -runs=$(FUZZ_RUNS) -max_len=256' | xargs -P 2 -d '\n' -n 1 sh -c
 	@echo "$(FUZZ_RUNS) inputs, and a twentieth of that as journals and as NBD sessions: none did harm"
 
 # SEED=n runs one seed and prints what happens in it.

@@ -29,7 +29,7 @@ const THIN_POOL: &str =
 #[test]
 #[ignore = "boots the lab many times: make check-lab"]
 fn a_thin_pool_survives_some_power_cuts() {
-    machine("lvm://vg/pool", THIN_POOL).cut_again_and_again(15);
+    machine("lvm://vg/pool", THIN_POOL).cut_again_and_again(8);
 }
 
 #[test]
