@@ -134,6 +134,7 @@ fuzz: ## the parsers on FUZZ_RUNS made-up inputs, journals and the NBD server on
 	@printf '$(FUZZED)/%s $(FUZZ_OPTIONS)\n' \
 	    'nbd -runs=$(FEWER_RUNS) -max_len=4096' \
 	    'journal -runs=$(FEWER_RUNS) -max_len=512' \
+	    'iscsi -runs=$(FUZZ_RUNS) -max_len=12288 $(call seeds,iscsi)' \
 	    'lvm -runs=$(FUZZ_RUNS) -max_len=2048 $(call seeds,lvm)' \
 	    'qcow2 -runs=$(FUZZ_RUNS) -max_len=4096 $(call seeds,qcow2)' \
 	    'records -runs=$(FUZZ_RUNS) -max_len=1024 $(call seeds,records)' \

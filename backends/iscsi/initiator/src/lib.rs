@@ -1,0 +1,40 @@
+//! An iSCSI initiator in user space (RFC 7143): it needs neither a kernel module nor root.
+//!
+//! [`Session::login`] gives a session with a target, [`Session::execute`] sends it SCSI commands, many
+//! at a time, and [`discover`] lists the targets of a portal. What this crate does not know is what
+//! the commands mean.
+//!
+//! - CHAP with MD5, SHA-1 and SHA-256, one-way and mutual. What was asked for and not agreed is refused.
+//! - Digests of headers and data; immediate, unsolicited and solicited data; pings; aborting of
+//!   commands; redirection; logout on request. Error recovery level 0: a connection that breaks is made
+//!   anew, and commands are repeated only as their [`Replay`] allows.
+//! - Every length that comes from the target is checked, what it can have kept in memory is bounded, and
+//!   every wait has an end.
+//! - A future that is dropped leaves the session in order. The command may have been sent by then.
+//!
+//! One connection a session. For more throughput make several sessions.
+
+mod chap;
+mod command;
+mod connection;
+mod discovery;
+mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+mod incoming;
+mod login;
+mod options;
+mod outbox;
+mod params;
+mod pdu;
+mod session;
+mod shared;
+mod tasks;
+mod text;
+mod wire;
+
+pub use command::{Command, Data, Replay, Reply, Residual};
+pub use discovery::{DiscoveredTarget, discover};
+pub use error::{Error, ErrorKind, Result};
+pub use options::{ChapAlgorithm, Credentials, Digest, Options};
+pub use session::Session;
