@@ -37,7 +37,7 @@ pub struct Command {
     pub data: Data,
     /// What happens to it if the connection breaks.
     pub replay: Replay,
-    /// Other than [`Options::command_timeout`](crate::Options::command_timeout).
+    /// Within which it is answered, if not by [`Options::command_timeout`](crate::Options::command_timeout).
     pub timeout: Option<Duration>,
 }
 

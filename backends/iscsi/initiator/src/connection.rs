@@ -18,6 +18,8 @@ use crate::tasks::Task;
 
 /// Within which a command is to be done of which nobody waits for the answer.
 const GRACE: Duration = Duration::from_secs(1);
+/// Within which a target is to say that it stopped a command.
+const STOPPED: Duration = Duration::from_secs(5);
 /// Functions of task management (RFC 7143 section 11.5.1).
 const ABORT_TASK: u8 = 1;
 const LOGICAL_UNIT_RESET: u8 = 5;
@@ -139,12 +141,12 @@ impl Connection {
             .with(field::EXPECTED, tag)
             // RefCmdSN, section 11.5.6.
             .with(32, cmd_sn);
-        let until = Instant::now() + self.shared.keep_alive;
+        let until = Instant::now() + self.shared.keep_alive.min(STOPPED);
         let why = match self.manage(header, until).await {
             // Done; or the answer was on its way, and has come.
             Ok(0 | 1) => {
                 let mut state = self.shared.lock();
-                state.tasks.remove(tag);
+                state.stop(tag);
                 self.shared.pump(&mut state);
                 return late("it was told to stop").was_sent();
             }
@@ -168,7 +170,7 @@ impl Connection {
             0 => {
                 let mut state = self.shared.lock();
                 for tag in state.tasks.sent_to(lun, before) {
-                    if let Some(Task::Scsi(scsi)) = state.tasks.remove(tag) {
+                    if let Some(Task::Scsi(scsi)) = state.stop(tag) {
                         let error = Error::new(ErrorKind::Lost, "the logical unit was reset");
                         let _ = scsi.waiter.send(Err(error.was_sent()));
                     }

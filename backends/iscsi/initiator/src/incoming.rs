@@ -1,5 +1,7 @@
 //! What the target sends in full feature phase.
 
+use std::collections::VecDeque;
+
 use bytes::{Buf, Bytes};
 
 use crate::command::{Data, Reply, Residual};
@@ -30,7 +32,7 @@ impl Shared {
             opcode::TASK_RESPONSE => {
                 let management = |task: &Task| matches!(task, Task::Management(_));
                 let Task::Management(waiter) = state.remove(header, management)? else {
-                    return Err(unasked(header));
+                    return Err(unasked(&state.stopped, header));
                 };
                 // Who no longer waits need not know; so below.
                 let _ = waiter.send(Ok(header.0[2]));
@@ -38,7 +40,7 @@ impl Shared {
             opcode::LOGOUT_RESPONSE => {
                 let logout = |task: &Task| matches!(task, Task::Logout(_));
                 let Task::Logout(waiter) = state.remove(header, logout)? else {
-                    return Err(unasked(header));
+                    return Err(unasked(&state.stopped, header));
                 };
                 let _ = waiter.send(Ok(()));
                 return Err(Error::new(ErrorKind::Lost, "logged out"));
@@ -61,11 +63,17 @@ impl Shared {
     }
 }
 
-fn unasked(header: &Header) -> Error {
+/// Why the connection ends: what is answered is none of our tasks.
+fn unasked(stopped: &VecDeque<u32>, header: &Header) -> Error {
+    let (opcode, tag) = (header.opcode(), header.get(field::ITT));
+    if stopped.contains(&tag) {
+        // tgt says that it stopped a write which waits for data, and asks for that data later.
+        let reason =
+            format!("the target goes on with a command that it stopped (PDU {opcode:#04x})");
+        return Error::new(ErrorKind::Lost, reason);
+    }
     Error::protocol(format!(
-        "the target answers what it was not asked (PDU {:#04x}, tag {:#010x})",
-        header.opcode(),
-        header.get(field::ITT)
+        "the target answers what it was not asked (PDU {opcode:#04x}, tag {tag:#010x})"
     ))
 }
 
@@ -106,13 +114,13 @@ impl State {
         let tag = header.get(field::ITT);
         let right = self.tasks.get(tag).is_some_and(kind);
         let task = if right { self.tasks.remove(tag) } else { None };
-        task.ok_or_else(|| unasked(header))
+        task.ok_or_else(|| unasked(&self.stopped, header))
     }
 
     fn scsi(&mut self, header: &Header) -> Result<&mut Scsi> {
-        self.tasks
-            .scsi(header.get(field::ITT))
-            .ok_or_else(|| unasked(header))
+        let State { tasks, stopped, .. } = self;
+        let scsi = tasks.scsi(header.get(field::ITT));
+        scsi.ok_or_else(|| unasked(stopped, header))
     }
 
     fn data_in(&mut self, header: &Header, data: Bytes, nexus: u64) -> Result<()> {
@@ -150,7 +158,7 @@ impl State {
         self.scsi(header)?;
         if header.0[2] != 0 {
             let Task::Scsi(scsi) = self.remove(header, is_sent)? else {
-                return Err(unasked(header));
+                return Err(unasked(&self.stopped, header));
             };
             let reason = format!(
                 "the target could not do the command (response {:#04x})",
@@ -180,7 +188,7 @@ impl State {
         nexus: u64,
     ) -> Result<()> {
         let Task::Scsi(mut scsi) = self.remove(header, is_sent)? else {
-            return Err(unasked(header));
+            return Err(unasked(&self.stopped, header));
         };
         let missing = match scsi.data {
             Data::Read(expected) => expected - scsi.received.length,

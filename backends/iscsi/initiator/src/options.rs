@@ -40,9 +40,9 @@ impl fmt::Debug for Credentials {
 pub enum ChapAlgorithm {
     /// MD5: the one that all targets have.
     Md5 = 5,
-    /// SHA-1: tgt has it.
+    /// SHA-1.
     Sha1 = 6,
-    /// SHA-256: LIO has it since Linux 5.11.
+    /// SHA-256: LIO has it since Linux 5.11. tgt 1.0.85 takes it for SHA-1.
     Sha256 = 7,
 }
 
@@ -82,8 +82,8 @@ pub struct Options {
     pub data_digest: Digest,
     /// Within which a connection is made and a login done, redirections included. 15 s.
     pub login_timeout: Duration,
-    /// Within which a command is answered, reconnecting included. 60 s. It takes up to `keep_alive`
-    /// longer to have the target stop what it did not answer in time.
+    /// Within which a command is answered, reconnecting included. 60 s. It takes up to
+    /// `keep_alive`, and 5 s at most, longer to have the target stop what it did not answer in time.
     pub command_timeout: Duration,
     /// A connection that is idle for so long is tried by a ping (NOP-Out), which has to be answered
     /// within as long again. 5 s.

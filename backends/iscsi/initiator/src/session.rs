@@ -165,16 +165,16 @@ impl Session {
             // Longer than that no target is waited for.
             let _ = timeout_at(soon, leaving.ended()).await;
         }
-        let mut why = "the last one broke just now".to_owned();
+        let mut why = late("the last one broke just now");
         loop {
             // One that lasted is made anew at once.
-            if attempts.last.elapsed() > LONGEST_PAUSE {
+            if attempts.last.elapsed() > attempts.pause {
                 attempts.pause = FIRST_PAUSE;
             }
             let next = attempts.last + attempts.pause;
             if next > until {
                 sleep_until(until).await;
-                return Err(late(&why));
+                return Err(why);
             }
             sleep_until(next).await;
             attempts.pause = (2 * attempts.pause).min(LONGEST_PAUSE);
@@ -191,7 +191,7 @@ impl Session {
                 }
                 Ok(Err(error)) if may_pass(&error) && Instant::now() < until => {
                     tracing::debug!(%error, "not connected yet");
-                    error.reason().clone_into(&mut why);
+                    why = error;
                 }
                 Ok(Err(error)) => return Err(error),
                 Err(_) => return Err(late("the target does not answer a login")),
@@ -201,7 +201,9 @@ impl Session {
 }
 
 fn may_pass(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Lost | ErrorKind::TimedOut)
+    // A target that starts has its portal before its targets.
+    let kinds = [ErrorKind::Lost, ErrorKind::TimedOut, ErrorKind::NotFound];
+    kinds.contains(&error.kind())
 }
 
 async fn connect(options: &Options, isid: [u8; 6], nexus: u64) -> Result<Connection> {

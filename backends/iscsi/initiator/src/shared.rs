@@ -1,6 +1,7 @@
 //! What the parts of a connection have in common: what is sent and awaited, and the tasks that send and
 //! receive it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub(crate) struct State {
     /// The number of the target's next answer.
     pub stat_sn: u32,
     pub tasks: Tasks,
+    /// Commands that the target said it stopped, the last of them.
+    pub stopped: VecDeque<u32>,
     pub out: Outbox,
     pub heard: Instant,
     pub pinged: bool,
@@ -92,6 +95,7 @@ impl Shared {
             max_cmd_sn,
             stat_sn,
             tasks: Tasks::default(),
+            stopped: VecDeque::new(),
             out: Outbox::new(params.digests),
             heard: Instant::now(),
             pinged: false,
@@ -299,6 +303,16 @@ impl Shared {
 }
 
 impl State {
+    /// Takes out a command that the target says it stopped.
+    pub fn stop(&mut self, tag: u32) -> Option<Task> {
+        const REMEMBERED: usize = 1024;
+        if self.stopped.len() == REMEMBERED {
+            self.stopped.pop_front();
+        }
+        self.stopped.push_back(tag);
+        self.tasks.remove(tag)
+    }
+
     /// Whether all is written.
     fn write(&mut self) -> io::Result<bool> {
         match &self.stream {

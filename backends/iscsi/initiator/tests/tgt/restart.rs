@@ -300,17 +300,19 @@ async fn a_command_that_is_late_does_no_harm() {
             server.go_on();
             for command in late {
                 let error = command.await.expect("no panic").expect_err("it hangs");
-                assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
-                assert!(error.sent(), "{error}");
+                let kind = error.kind();
+                let late = matches!(kind, ErrorKind::Lost | ErrorKind::TimedOut);
+                assert!(late && error.sent(), "{error}");
             }
+            // tgtd says that it has no such task, and asks for its data then: that may cost the
+            // connection, but not what others do.
             for _ in 0..5 {
                 let command = scsi::write(4096, megabyte.clone(), BLOCK);
-                scsi::good(&session, 1, command).await;
-                let data = scsi::good(&session, 1, scsi::read(4096, 2048, BLOCK)).await;
+                scsi::stubborn(&session, 1, command).await;
+                let data = scsi::stubborn(&session, 1, scsi::read(4096, 2048, BLOCK)).await;
                 assert!(data == megabyte, "it differs");
             }
         }
-        assert_eq!(session.nexus(), 1);
     })
     .await;
 }

@@ -130,16 +130,7 @@ pub async fn login(options: Options) -> Session {
 
 /// Waits until the LUN has told all that it wanted to.
 pub async fn settle(session: &Session, lun: u64) {
-    for _ in 0..5 {
-        let mut command = test_unit_ready();
-        command.replay = Replay::Always;
-        let reply = execute(session, lun, command).await;
-        if reply.status == GOOD {
-            return;
-        }
-        assert!(is_unit_attention(&reply), "{reply:?}");
-    }
-    panic!("unit attention without an end");
+    stubborn(session, lun, test_unit_ready()).await;
 }
 
 /// Whatever is answered.
@@ -155,6 +146,19 @@ pub async fn good(session: &Session, lun: u64, command: Command) -> Bytes {
     let reply = execute(session, lun, command).await;
     assert_eq!(reply.status, GOOD, "{cdb:02x?}: {:02x?}", sense(&reply));
     reply.data
+}
+
+/// What comes with GOOD in the end, over new connections too.
+pub async fn stubborn(session: &Session, lun: u64, mut command: Command) -> Bytes {
+    command.replay = Replay::Always;
+    for _ in 0..5 {
+        let reply = execute(session, lun, command.clone()).await;
+        if reply.status == GOOD {
+            return reply.data;
+        }
+        assert!(is_unit_attention(&reply), "{reply:?}");
+    }
+    panic!("unit attention without an end");
 }
 
 pub fn be16(bytes: &[u8], at: usize) -> u16 {
