@@ -232,9 +232,10 @@ fn list(parts: &[&dyn AsRef<std::ffi::OsStr>]) -> OsString {
 fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsString> {
     let memory = format!("{}M", lab.memory >> 20);
     // An oops ends the guest: what runs after one proves nothing. What watches for lost time finds
-    // nothing but a host that is busy.
+    // nothing but a host that is busy. Timers are periodic: on a host that was very busy, one that has to be
+    // set anew each time was seen to stop for good on one processor.
     let kernel = "console=ttyS0 panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog \
-                  cryptomgr.notests no_timer_check tsc=reliable workqueue.watchdog_thresh=0 \
+                  cryptomgr.notests no_timer_check highres=off nohz=off tsc=reliable workqueue.watchdog_thresh=0 \
                   rcupdate.rcu_cpu_stall_suppress=1 rcupdate.rcu_expedited=1 random.trust_cpu=on";
     let mut arguments: Vec<OsString> = [
         "-machine",
