@@ -51,20 +51,23 @@ async fn logs_out_when_asked() {
     .await;
 }
 
+/// It asks for a logout before it does the first command.
+fn wants_a_logout_meanwhile(connection: &mut Connection) -> io::Result<()> {
+    connection.login()?;
+    if connection.number > 1 {
+        return connection.serve();
+    }
+    let command = connection.command()?;
+    connection.send(message(LOGOUT_WANTED, 3))?;
+    connection.execute(&command)?;
+    see_it_off(connection)
+}
+
 /// The answer is on its way already.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_is_finished_before() {
     limited(async {
-        let target = Target::start(|connection| {
-            connection.login()?;
-            if connection.number > 1 {
-                return connection.serve();
-            }
-            let command = connection.command()?;
-            connection.send(message(LOGOUT_WANTED, 3))?;
-            connection.execute(&command)?;
-            see_it_off(connection)
-        });
+        let target = Target::start(wants_a_logout_meanwhile);
         let session = login(&target).await;
         let reply = session.execute(LUN, read(1, 8)).await.expect("a read");
         is_good(&reply, 1, 8);
@@ -79,16 +82,7 @@ async fn a_command_is_finished_before() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_is_finished_before() {
     limited(async {
-        let target = Target::start(|connection| {
-            connection.login()?;
-            if connection.number > 1 {
-                return connection.serve();
-            }
-            let command = connection.command()?;
-            connection.send(message(LOGOUT_WANTED, 3))?;
-            connection.execute(&command)?;
-            see_it_off(connection)
-        });
+        let target = Target::start(wants_a_logout_meanwhile);
         let session = login(&target).await;
         let data = original(7, 100);
         let reply = session

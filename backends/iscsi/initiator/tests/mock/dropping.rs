@@ -36,20 +36,6 @@ fn command(round: usize) -> Command {
     }
 }
 
-async fn fifty_reads(session: &Arc<Session>) {
-    let mut running = JoinSet::new();
-    for block in 0..50 {
-        let session = Arc::clone(session);
-        running.spawn(async move {
-            let reply = session.execute(LUN, read(block, 3)).await.expect("a read");
-            is_good(&reply, block, 3);
-        });
-    }
-    while let Some(ended) = running.join_next().await {
-        ended.expect("it is right");
-    }
-}
-
 /// A window of four: after the fifth command that kept its place nothing would be sent any more.
 async fn survives<F, G>(forget: F)
 where

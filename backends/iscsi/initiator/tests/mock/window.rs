@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use volmux_iscsi_initiator::{ErrorKind, Session};
 
 use crate::connection::Connection;
@@ -28,20 +27,6 @@ fn hesitate(connection: &mut Connection) -> std::io::Result<()> {
         if let Some(command) = held.pop() {
             connection.execute(&command)?;
         }
-    }
-}
-
-async fn fifty_reads(session: &Arc<Session>) {
-    let mut running = JoinSet::new();
-    for block in 0..50 {
-        let session = Arc::clone(session);
-        running.spawn(async move {
-            let reply = session.execute(LUN, read(block, 3)).await.expect("a read");
-            is_good(&reply, block, 3);
-        });
-    }
-    while let Some(ended) = running.join_next().await {
-        ended.expect("it is right");
     }
 }
 

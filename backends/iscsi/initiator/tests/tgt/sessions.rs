@@ -1,7 +1,7 @@
 //! How sessions begin, last and end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use volmux_iscsi_initiator::{ErrorKind, Session};
 
@@ -93,13 +93,7 @@ async fn logout_ends_the_connection() {
         let session = scsi::login(server.options(1)).await;
         assert_eq!(server.connections(1), 1);
         session.logout().await.expect("logout");
-        let start = Instant::now();
         eventually("no connection", || server.connections(1) == 0).await;
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
     })
     .await;
 }
@@ -111,13 +105,7 @@ async fn dropping_a_session_ends_its_connection() {
         let session = scsi::login(server.options(1)).await;
         assert_eq!(server.connections(1), 1);
         drop(session);
-        let start = Instant::now();
         eventually("no connection", || server.connections(1) == 0).await;
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
     })
     .await;
 }
