@@ -181,7 +181,7 @@ check-lvm: setup lab ## all tests of LVM pools, also those that check leaves out
 	@tests/lab/check $(CARGO_TARGET_DIR)/lvm.log lvm
 
 .PHONY: check-nfs
-check-nfs: setup lab ## all tests of NFS pools, also those that check leaves out (in the lab, half an hour)
+check-nfs: setup lab ## all tests of NFS pools, also those that check leaves out (in the lab, an hour)
 	$(call title,all tests of NFS pools)
 	@tests/lab/check $(CARGO_TARGET_DIR)/nfs.log nfs
 

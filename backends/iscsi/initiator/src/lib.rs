@@ -13,6 +13,24 @@
 //! - A future that is dropped leaves the session in order. The command may have been sent by then.
 //!
 //! One connection a session. For more throughput make several sessions.
+//!
+//! ```no_run
+//! use volmux_iscsi_initiator::{Command, Data, Options, Result, Session};
+//!
+//! # async fn example() -> Result<()> {
+//! let mut options = Options::new("10.0.0.1:3260", "iqn.2026-11.org.example:me");
+//! options.target = Some("iqn.2026-11.org.example:disk".into());
+//! let session = Session::login(options).await?;
+//! let inquiry = Command {
+//!     cdb: vec![0x12, 0, 0, 0, 96, 0],
+//!     data: Data::Read(96),
+//!     ..Command::default()
+//! };
+//! let reply = session.execute(0, inquiry).await?;
+//! println!("{}", String::from_utf8_lossy(reply.data.get(8..32).unwrap_or_default()));
+//! session.logout().await
+//! # }
+//! ```
 
 mod chap;
 mod command;
