@@ -18,7 +18,8 @@ pub enum Data {
 
 /// Whether a command that was lost with its connection is sent again once there is a new one. The
 /// target drops the commands of the old session before it takes the new one (RFC 7143 section
-/// 6.3.5), so what is repeated can't be overtaken by itself.
+/// 6.3.5), so what is repeated can't be overtaken by itself. That holds within a portal group: if the
+/// target redirects to another one, nothing that was sent is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Replay {
     /// Only if nothing of it was sent.

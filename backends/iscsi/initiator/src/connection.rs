@@ -77,6 +77,11 @@ impl Connection {
         self.shared.nexus
     }
 
+    /// Where it was logged in to.
+    pub fn portal_group(&self) -> Option<u32> {
+        self.shared.params.portal_group
+    }
+
     pub fn is_usable(&self) -> bool {
         let state = self.shared.lock();
         state.broken.is_none() && !state.leaving
@@ -143,17 +148,21 @@ impl Connection {
             .with(32, cmd_sn);
         let until = Instant::now() + self.shared.keep_alive.min(STOPPED);
         let why = match self.manage(header, until).await {
-            // Done; or the answer was on its way, and has come.
-            Ok(0 | 1) => {
+            Ok(0) => {
                 let mut state = self.shared.lock();
                 state.stop(tag);
                 self.shared.pump(&mut state);
                 return late("it was told to stop").was_sent();
             }
+            // The answer was on its way, and has come.
+            Ok(1) if self.shared.sent(tag).is_none() => return late("it has now").was_sent(),
+            // "No such task" as well: tgt says so of a write that it goes on with.
             Ok(answer) => format!("it does not stop (response {answer:#04x})"),
             Err(error) => format!("told to stop: {}", error.reason()),
         };
-        self.shared.fail(late(&why));
+        // A new session ends what this one still does. The other commands have time left.
+        let lost = format!("a command was not answered in time; {why}");
+        self.shared.fail(Error::new(ErrorKind::Lost, lost));
         late(&why).was_sent()
     }
 

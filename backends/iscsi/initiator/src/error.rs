@@ -16,9 +16,11 @@ pub enum ErrorKind {
     NotFound,
     /// The target does not want: an option, this initiator, or a request. Ask its administrator.
     Refused,
-    /// There is no connection, or it broke. What was sent may have been done. Try again.
+    /// There is no connection, or it broke. What was sent may have been done, as after
+    /// [`TimedOut`](ErrorKind::TimedOut). Try again.
     Lost,
-    /// No answer came in time. What was sent may have been done. Try again.
+    /// No answer came in time. What was sent may have been done, wholly or in part; what is sent later
+    /// is not overtaken by it. Try again.
     TimedOut,
     /// The target breaks the protocol (RFC 7143). Report it to who made it.
     Protocol,

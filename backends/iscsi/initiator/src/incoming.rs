@@ -67,7 +67,7 @@ impl Shared {
 fn unasked(stopped: &VecDeque<u32>, header: &Header) -> Error {
     let (opcode, tag) = (header.opcode(), header.get(field::ITT));
     if stopped.contains(&tag) {
-        // tgt says that it stopped a write which waits for data, and asks for that data later.
+        // tgt does after a reset, with writes that wait for data.
         let reason =
             format!("the target goes on with a command that it stopped (PDU {opcode:#04x})");
         return Error::new(ErrorKind::Lost, reason);

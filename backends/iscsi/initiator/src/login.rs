@@ -198,6 +198,7 @@ impl<'a> Login<'a> {
         let algorithms = &options.chap_algorithms;
         keys.add("AuthMethod", "CHAP");
         let answer = self.ask(&keys, None).await?;
+        self.params.take(&answer.keys, &keys, self.options)?;
         if answer.next.is_some() || answer.keys.get("AuthMethod") != Some("CHAP") {
             return Err(unproven("the target does not ask who this is (no CHAP)"));
         }

@@ -28,6 +28,8 @@ pub struct Params {
     pub initial_r2t: bool,
     /// Data may go with the command.
     pub immediate_data: bool,
+    /// The portal group that was logged in to: a new session ends the old one only in the same.
+    pub portal_group: Option<u32>,
 }
 
 impl Default for Params {
@@ -40,6 +42,7 @@ impl Default for Params {
             first_burst: 64 << 10,
             initial_r2t: true,
             immediate_data: true,
+            portal_group: None,
         }
     }
 }
@@ -181,7 +184,11 @@ impl Params {
                 value.to_owned()
             }
             // Told, not asked.
-            "TargetAlias" | "TargetPortalGroupTag" | "TargetAddress" | "TargetName" => {
+            "TargetPortalGroupTag" => {
+                self.portal_group = Some(number(value).ok_or_else(wrong)?);
+                return Ok(None);
+            }
+            "TargetAlias" | "TargetAddress" | "TargetName" => {
                 return Ok(None);
             }
             "AuthMethod" | "CHAP_A" | "CHAP_I" | "CHAP_C" | "CHAP_N" | "CHAP_R" => return Ok(None),
@@ -235,6 +242,7 @@ mod tests {
             first_burst: 4096,
             initial_r2t: true,
             immediate_data: false,
+            portal_group: Some(1),
         };
         assert_eq!(params, due);
         assert_eq!(answers.0, [("X-of.theirs".into(), "NotUnderstood".into())]);

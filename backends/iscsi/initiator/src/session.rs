@@ -86,9 +86,15 @@ impl Session {
         let place = || self.options.place();
         check(&command).map_err(|error| error.at(place()).of_lun(lun))?;
         let until = Instant::now() + command.timeout.unwrap_or(self.options.command_timeout);
+        let mut sent: Option<(Error, Option<u32>)> = None;
         loop {
             let connection = self.connection(until).await;
             let connection = connection.map_err(|error| error.of_lun(lun))?;
+            let group = connection.portal_group();
+            if let Some((error, _)) = sent.take_if(|(_, before)| *before != group) {
+                // Redirected elsewhere: the old session may live on, and do it after what comes next.
+                return Err(error);
+            }
             let error = match connection.execute(lun, &command, until).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
@@ -99,8 +105,12 @@ impl Session {
                 ErrorKind::Protocol => !error.sent(),
                 _ => false,
             };
+            let error = error.at(place()).of_lun(lun);
             if !again || Instant::now() >= until {
-                return Err(error.at(place()).of_lun(lun));
+                return Err(error);
+            }
+            if error.sent() {
+                sent = Some((error, group));
             }
         }
     }

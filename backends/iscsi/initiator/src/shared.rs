@@ -56,6 +56,7 @@ pub(crate) struct State {
     /// Commands that the target said it stopped, the last of them.
     pub stopped: VecDeque<u32>,
     pub out: Outbox,
+    /// When it was last seen to be alive.
     pub heard: Instant,
     pub pinged: bool,
 }
@@ -239,7 +240,7 @@ impl Shared {
                     return;
                 };
                 let written = match stream.writable().await {
-                    Ok(()) => self.lock().write(),
+                    Ok(()) => self.lock().write_more(),
                     Err(error) => Err(error),
                 };
                 self.sent.notify_one();
@@ -319,6 +320,17 @@ impl State {
             Some(stream) => self.out.write(stream),
             None => Ok(true),
         }
+    }
+
+    /// As [`write`](Self::write), where the socket was full: what it takes now, the target has taken
+    /// before. A slow one that takes data does not answer pings meanwhile, and is not gone.
+    fn write_more(&mut self) -> io::Result<bool> {
+        let before = self.out.length;
+        let written = self.write()?;
+        if self.out.length < before {
+            self.heard = Instant::now();
+        }
+        Ok(written)
     }
 
     /// Adds a PDU to what is to be sent, with the numbers of now.

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use volmux_iscsi_initiator::{ErrorKind, Session};
 
+use crate::negotiation::Terms;
 use crate::support::*;
 use crate::target::Target;
 use crate::wire::*;
@@ -56,6 +57,38 @@ async fn is_followed_again() {
             .expect("a read");
         is_good(&reply, 1, 8);
         assert_eq!((before.connections(), target.connections()), (2, 2));
+    })
+    .await;
+}
+
+/// Where another portal group answers, the old session is not ended by the new one: what was sent may
+/// be done there yet, and later than what is sent now.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_repeated_in_another_group() {
+    limited(async {
+        for (group, repeated) in [("1", true), ("2", false)] {
+            let target = Target::start(move |connection| {
+                if connection.number == 1 {
+                    connection.login()?;
+                    return connection.command().map(drop);
+                }
+                connection.login_on(&Terms {
+                    forced: vec![("TargetPortalGroupTag", group)],
+                    ..Terms::default()
+                })?;
+                connection.serve()
+            });
+            let session = login(&target).await;
+            match session.execute(LUN, replayed(read(1, 8))).await {
+                Ok(reply) => assert!(repeated, "{reply:?}"),
+                Err(error) => {
+                    assert!(!repeated && error.sent(), "{error}");
+                    check(&error, &[ErrorKind::Lost], &target, Some(LUN));
+                }
+            }
+            works(&session).await;
+            assert_eq!((target.connections(), session.nexus()), (2, 2));
+        }
     })
     .await;
 }

@@ -164,6 +164,48 @@ async fn an_abort_that_fails() {
     .await;
 }
 
+/// One command that is never answered costs the connection, but not the other commands.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_that_fails_is_no_matter_of_others() {
+    limited(async {
+        for response in [None, Some(1)] {
+            let target = Target::start(move |connection| {
+                connection.login()?;
+                if connection.number > 1 {
+                    return connection.serve();
+                }
+                for _ in 0..2 {
+                    connection.command()?;
+                }
+                let abort = connection.take(|pdu| pdu.opcode() == TASK)?;
+                if let Some(code) = response {
+                    let answer = Pdu::to(&abort, TASK_RESPONSE, FINAL).word(TRANSFER_TAG, 0);
+                    connection.send(answer.byte(2, code))?;
+                }
+                connection.drain()
+            });
+            let mut options = options(&target);
+            options.keep_alive = Duration::from_secs(3);
+            let session = Arc::new(Session::login(options).await.expect("a login"));
+            let other = {
+                let session = Arc::clone(&session);
+                tokio::spawn(async move { session.execute(LUN, replayed(read(7, 8))).await })
+            };
+            until("it is sent", || target.seen(COMMAND).len() == 1).await;
+            let late = session.execute(LUN, hasty(read(1, 8))).await;
+            check(
+                &late.expect_err("no answer"),
+                &[ErrorKind::TimedOut],
+                &target,
+                Some(LUN),
+            );
+            let other = other.await.expect("no panic");
+            is_good(&other.expect("on the next connection"), 7, 8);
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn units_are_reset() {
     limited(async {
