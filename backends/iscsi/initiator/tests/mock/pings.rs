@@ -1,10 +1,13 @@
 //! Pings of both sides.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use volmux_iscsi_initiator::{ErrorKind, Session};
 
 use crate::connection::Connection;
+use crate::negotiation::Terms;
 use crate::support::*;
 use crate::target::Target;
 use crate::wire::*;
@@ -192,6 +195,43 @@ async fn answers_nobody_asked_for() {
             &[ErrorKind::Protocol],
         )
         .await;
+    })
+    .await;
+}
+
+/// It takes data slowly, answers nothing until it has all, and pings are behind that: it is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_data_is_alive() {
+    const WRITES: usize = 400;
+    limited(async {
+        let target = Target::start(|connection| {
+            connection.login_on(&Terms {
+                window: 1000,
+                segment: 65_536,
+                ..Terms::default()
+            })?;
+            let mut commands = Vec::new();
+            for _ in 0..WRITES {
+                commands.push(connection.command()?);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            for command in commands {
+                connection.execute(&command)?;
+            }
+            connection.serve()
+        });
+        let mut options = options(&target);
+        options.queue_depth = 1000;
+        options.keep_alive = Duration::from_secs(1);
+        let session = Arc::new(Session::login(options).await.expect("a login"));
+        let mut running = JoinSet::new();
+        for _ in 0..WRITES {
+            let session = Arc::clone(&session);
+            running.spawn(async move { session.execute(LUN, write(0, vec![1; 65_536])).await });
+        }
+        while let Some(ended) = running.join_next().await {
+            assert_eq!(ended.expect("no panic").expect("a write").nexus, 1);
+        }
     })
     .await;
 }
