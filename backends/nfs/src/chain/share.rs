@@ -551,11 +551,10 @@ mod tests {
     /// The readers' image of this pool object is not enough: it lets a writer in.
     #[tokio::test]
     async fn nobody_writes_what_is_copied_although_it_is_read_here() {
-        let dir = tempfile::tempdir().expect("a directory");
+        // Files in memory never share blocks.
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
         let (pool, a) = (a_chain(dir.path()).await, n("a"));
-        if pool.0.abilities.clone {
-            return;
-        }
+        assert!(!pool.0.abilities.clone);
         let reader = pool.open_volume(&a, OpenOptions::read_only()).await;
         let reader = reader.expect("open");
         let copied = pool.0.content_to_copy("test", &a, &Quiet::default());

@@ -165,7 +165,7 @@ async fn unsolicited_data_and_odd_bursts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes minutes: soak"]
+#[ignore = "8 GiB, up to some minutes: cargo test -p volmux-iscsi-initiator --test tgt -- --ignored"]
 async fn soak() {
     const TOTAL: u64 = 8 << 30;
     for (digest, block) in [(Digest::Off, 512), (Digest::Required, 4096)] {
