@@ -38,6 +38,10 @@ pub struct Command {
     pub data: Data,
     /// What happens to it if the connection breaks.
     pub replay: Replay,
+    /// Only in this session, by [`Reply::nexus`]: when another one has taken its place, the command
+    /// fails with [`Lost`](crate::ErrorKind::Lost), and nothing is made anew for it. For who has to
+    /// look, after each reconnection, what is there now.
+    pub nexus: Option<u64>,
     /// Within which it is answered, if not by [`Options::command_timeout`](crate::Options::command_timeout).
     pub timeout: Option<Duration>,
 }

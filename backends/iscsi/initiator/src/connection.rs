@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::command::{Command, Reply};
+use crate::deadlines::late;
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::login::LoggedIn;
 use crate::pdu::{FINAL, Header, NO_TAG, field, lun_field, opcode};
@@ -68,6 +68,7 @@ impl Connection {
             tokio::spawn(shared.clone().receive(receiver)).abort_handle(),
             tokio::spawn(shared.clone().send()).abort_handle(),
             tokio::spawn(shared.clone().keep_alive()).abort_handle(),
+            tokio::spawn(shared.clone().watch()).abort_handle(),
         ];
         drop(state);
         Connection { shared }
@@ -105,28 +106,21 @@ impl Connection {
         command: &Command,
         until: Instant,
     ) -> Result<Reply> {
-        let (waiter, mut reply) = oneshot::channel();
+        let (waiter, reply) = oneshot::channel();
         let field = lun_field(lun)?;
-        let tag = self.shared.enqueue(field, command, waiter)?;
+        let tag = self.shared.enqueue(field, command, until, waiter)?;
         let dropped = Dropped {
             connection: self,
             lun: field,
             tag,
             until,
         };
-        let in_time = timeout_at(until, &mut reply).await;
+        let answer = reply.await;
         std::mem::forget(dropped);
-        match in_time {
-            Ok(Ok(result)) => return result,
-            Ok(Err(_)) => return Err(closed().was_sent()),
-            Err(_) => {}
-        }
-        self.shared.forget_unsent(tag);
-        // It may have come just now.
-        match reply.try_recv() {
+        match answer {
             Ok(result) => result,
-            Err(TryRecvError::Closed) => Err(late("it takes no more commands")),
-            Err(TryRecvError::Empty) => {
+            Err(_) if Instant::now() < until => Err(closed().was_sent()),
+            Err(_) => {
                 let this = self.clone();
                 let aborted = tokio::spawn(async move { this.abort(field, tag).await });
                 Err(aborted.await.unwrap_or_else(|_| closed().was_sent()))
@@ -151,7 +145,8 @@ impl Connection {
             Ok(0) => {
                 let mut state = self.shared.lock();
                 state.stop(tag);
-                self.shared.pump(&mut state);
+                self.shared.begin(&mut state);
+                self.shared.write(&mut state);
                 return late("it was told to stop").was_sent();
             }
             // The answer was on its way, and has come.
@@ -179,12 +174,13 @@ impl Connection {
             0 => {
                 let mut state = self.shared.lock();
                 for tag in state.tasks.sent_to(lun, before) {
-                    if let Some(Task::Scsi(scsi)) = state.stop(tag) {
+                    if let Some(Task::Scsi(mut scsi)) = state.stop(tag) {
                         let error = Error::new(ErrorKind::Lost, "the logical unit was reset");
-                        let _ = scsi.waiter.send(Err(error.was_sent()));
+                        scsi.tell(Err(error.was_sent()));
                     }
                 }
-                self.shared.pump(&mut state);
+                self.shared.begin(&mut state);
+                self.shared.write(&mut state);
                 return Ok(());
             }
             2 => (ErrorKind::NotFound, "there is no such logical unit"),
@@ -232,13 +228,6 @@ impl Drop for Connection {
 
 fn closed() -> Error {
     Error::new(ErrorKind::Lost, "the connection was closed")
-}
-
-fn late(why: &str) -> Error {
-    Error::new(
-        ErrorKind::TimedOut,
-        format!("the target did not answer in time; {why}"),
-    )
 }
 
 /// Whoever waited for this command does no longer. If it was sent, it stays until the target answers,

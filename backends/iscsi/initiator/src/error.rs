@@ -78,7 +78,8 @@ impl fmt::Display for Place {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, reason: impl Into<String>) -> Error {
+    /// A new error, not yet of any place. For who writes another transport with these errors.
+    pub fn new(kind: ErrorKind, reason: impl Into<String>) -> Error {
         Error(Arc::new(Inner {
             kind,
             reason: reason.into(),
@@ -101,11 +102,21 @@ impl Error {
         self.with(|inner| inner.place = place)
     }
 
-    pub(crate) fn of_lun(self, lun: u64) -> Error {
+    /// Says between whom it happened.
+    pub fn between(self, portal: impl Into<String>, target: Option<String>) -> Error {
+        self.with(|inner| {
+            inner.place.portal = portal.into();
+            inner.place.target = target;
+        })
+    }
+
+    /// Says which logical unit it was about.
+    pub fn of_lun(self, lun: u64) -> Error {
         self.with(|inner| inner.place.lun = Some(lun))
     }
 
-    pub(crate) fn was_sent(self) -> Error {
+    /// Says that the target may have seen the command.
+    pub fn was_sent(self) -> Error {
         self.with(|inner| inner.sent = true)
     }
 

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::chap;
 use crate::command::{Command, Data};
@@ -72,7 +73,7 @@ pub fn pdus(bytes: &[u8]) -> usize {
             ..Command::default()
         };
         shared
-            .enqueue([0; 8], &command, waiter)
+            .enqueue([0; 8], &command, Instant::now(), waiter)
             .expect("nothing is broken yet");
         replies.push(reply);
     }
@@ -80,11 +81,7 @@ pub fn pdus(bytes: &[u8]) -> usize {
     receiver.digests = digests;
     let mut taken = 0;
     let mut context = Context::from_waker(Waker::noop());
-    while let Poll::Ready(Ok(pdu)) = pin!(receiver.next()).poll(&mut context) {
-        if let Err(error) = shared.take(&pdu.header, pdu.data) {
-            shared.fail(error);
-            break;
-        }
+    while let Poll::Ready(Ok(())) = pin!(shared.next(&mut receiver)).poll(&mut context) {
         taken += 1;
         // Three commands, the write's data once in PDUs of 512 bytes, and a pong for each ping.
         let most = (4 + WRITTEN / 512 * 2 + taken) * 64 + WRITTEN;

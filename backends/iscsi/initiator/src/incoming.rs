@@ -3,14 +3,15 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
+use tokio::io::AsyncRead;
 
 use crate::command::{Data, Reply, Residual};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::params::Params;
 use crate::pdu::{FINAL, Header, NO_TAG, field, opcode, reached};
 use crate::shared::{Sequence, Shared, State};
-use crate::tasks::{Scsi, Task};
+use crate::tasks::{Incoming, Scsi, Task};
+use crate::wire::{LONG, Receiver};
 
 /// Flags of data and responses (RFC 7143 sections 11.4.1 and 11.7).
 const OVERFLOW: u8 = 0x04;
@@ -19,14 +20,42 @@ const UNDERFLOW: u8 = 0x02;
 const STATUS: u8 = 0x01;
 
 impl Shared {
-    /// Takes one PDU. An error ends the connection.
-    pub fn take(&self, header: &Header, data: Bytes) -> Result<()> {
+    /// Receives one PDU and takes it. An error ends the connection.
+    pub async fn next<R: AsyncRead + Unpin>(&self, receiver: &mut Receiver<R>) -> Result<()> {
+        let header = receiver.header().await?;
+        let mut incoming = self.room(&header);
+        receiver.data(&header, &mut incoming.data).await?;
+        self.take(&header, incoming)
+    }
+
+    /// Where the data of a PDU goes. If that is due, and not all of a short read: to where it is to
+    /// be.
+    fn room(&self, header: &Header) -> Incoming {
+        let short = header.data_length() <= LONG && header.get(field::OFFSET) == 0;
+        if short || header.opcode() != opcode::DATA_IN {
+            return Incoming::default();
+        }
         let mut state = self.lock();
-        state.heard = tokio::time::Instant::now();
+        match state.tasks.scsi(header.get(field::ITT)) {
+            Some(scsi) if scsi.is_awaited() => match is_due(scsi, header) {
+                Ok(expected) => scsi.received.lend(expected, &self.buffers),
+                // Told when it is taken.
+                Err(_) => Incoming::default(),
+            },
+            _ => Incoming::default(),
+        }
+    }
+
+    fn take(&self, header: &Header, incoming: Incoming) -> Result<()> {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.waited) {
+            state.woken = 0;
+            state.heard = tokio::time::Instant::now();
+        }
         state.count(header)?;
         match header.opcode() {
-            opcode::DATA_IN => state.data_in(header, data, self.nexus)?,
-            opcode::RESPONSE => state.response(header, data, self.nexus)?,
+            opcode::DATA_IN => state.data_in(header, incoming, self.nexus)?,
+            opcode::RESPONSE => state.response(header, incoming.data.into(), self.nexus)?,
             opcode::R2T => state.ready(header, &self.params)?,
             opcode::NOP_IN => state.nop_in(header)?,
             opcode::TASK_RESPONSE => {
@@ -58,9 +87,29 @@ impl Shared {
                 )));
             }
         }
-        self.pump(&mut state);
+        self.begin(&mut state);
         Ok(())
     }
+}
+
+/// Whether data is that which comes next. How much is expected in all.
+fn is_due(scsi: &Scsi, header: &Header) -> Result<u32> {
+    let wrong = |reason: String| Err(Error::protocol(format!("data of a read: {reason}")));
+    let Data::Read(expected) = scsi.data else {
+        return wrong("the command reads nothing".into());
+    };
+    let (number, offset) = (header.get(field::DATA_SN), header.get(field::OFFSET));
+    let (received, length) = (&scsi.received, header.data_length());
+    if number != received.count {
+        return wrong(format!("PDU {number} where {} is next", received.count));
+    }
+    if offset != received.length {
+        return wrong(format!("byte {offset} where {} is next", received.length));
+    }
+    if length as u64 > u64::from(expected - offset) {
+        return wrong(format!("{length} bytes at {offset}, of {expected}"));
+    }
+    Ok(expected)
 }
 
 /// Why the connection ends: what is answered is none of our tasks.
@@ -123,29 +172,12 @@ impl State {
         scsi.ok_or_else(|| unasked(stopped, header))
     }
 
-    fn data_in(&mut self, header: &Header, data: Bytes, nexus: u64) -> Result<()> {
+    fn data_in(&mut self, header: &Header, incoming: Incoming, nexus: u64) -> Result<()> {
         let scsi = self.scsi(header)?;
-        let wrong = |reason: String| Err(Error::protocol(format!("data of a read: {reason}")));
-        let Data::Read(expected) = scsi.data else {
-            return wrong("the command reads nothing".into());
-        };
-        let (number, offset) = (header.get(field::DATA_SN), header.get(field::OFFSET));
-        let received = &mut scsi.received;
-        if number != received.count {
-            return wrong(format!("PDU {number} where {} is next", received.count));
-        }
-        if offset != received.length {
-            return wrong(format!("byte {offset} where {} is next", received.length));
-        }
-        if data.len() as u64 > u64::from(expected - offset) {
-            return wrong(format!("{} bytes at {offset}, of {expected}", data.len()));
-        }
-        match scsi.waiter.is_closed() {
-            false => received.add(data, expected),
-            true => {
-                received.length += data.len() as u32;
-                received.count += 1;
-            }
+        is_due(scsi, header)?;
+        match scsi.is_awaited() {
+            true => scsi.received.add(incoming),
+            false => scsi.received.skip(incoming.len()),
         }
         if header.flags() & STATUS != 0 {
             let (status, residual) = (header.0[3], residual(header));
@@ -157,16 +189,14 @@ impl State {
     fn response(&mut self, header: &Header, mut data: Bytes, nexus: u64) -> Result<()> {
         self.scsi(header)?;
         if header.0[2] != 0 {
-            let Task::Scsi(scsi) = self.remove(header, is_sent)? else {
+            let Task::Scsi(mut scsi) = self.remove(header, is_sent)? else {
                 return Err(unasked(&self.stopped, header));
             };
             let reason = format!(
                 "the target could not do the command (response {:#04x})",
                 header.0[2]
             );
-            let _ = scsi
-                .waiter
-                .send(Err(Error::new(ErrorKind::Refused, reason).was_sent()));
+            scsi.tell(Err(Error::new(ErrorKind::Refused, reason).was_sent()));
             return Ok(());
         }
         let sense = match data.len() {
@@ -206,7 +236,9 @@ impl State {
             residual,
             nexus,
         };
-        let _ = scsi.waiter.send(Ok(reply));
+        if scsi.tell(Ok(reply)) {
+            self.woken += 1;
+        }
         Ok(())
     }
 
@@ -254,7 +286,7 @@ impl State {
         } else if asked_by != NO_TAG {
             let pong = Header::new(opcode::NOP_OUT | opcode::IMMEDIATE, FINAL);
             let pong = pong.with_lun(header.lun()).with(field::ITT, NO_TAG);
-            self.push(pong.with(field::TTT, asked_by), &Bytes::new());
+            self.push(pong.with(field::TTT, asked_by), Bytes::new());
         }
         Ok(())
     }

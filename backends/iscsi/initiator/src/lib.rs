@@ -32,9 +32,11 @@
 //! # }
 //! ```
 
+mod buffers;
 mod chap;
 mod command;
 mod connection;
+mod deadlines;
 mod discovery;
 mod error;
 #[cfg(any(test, fuzzing))]

@@ -123,8 +123,9 @@ impl Options {
         }
     }
 
-    /// Fails with [`InvalidInput`](ErrorKind::InvalidInput) for what can't work.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Fails with [`InvalidInput`](ErrorKind::InvalidInput) for what can't work. Whoever logs in by them
+    /// does that too.
+    pub fn check(&self) -> Result<()> {
         let wrong = |reason: String| Err(Error::new(ErrorKind::InvalidInput, reason));
         for (what, name) in [
             ("initiator", Some(&self.initiator)),
@@ -169,8 +170,10 @@ impl Options {
         self.address().map(drop)
     }
 
-    /// Host and port to connect to.
-    pub(crate) fn address(&self) -> Result<(String, u16)> {
+    /// Host and port to connect to; a numeric IPv6 address is without its brackets.
+    ///
+    /// Fails with [`InvalidInput`](ErrorKind::InvalidInput) if the portal is not `host:port`.
+    pub fn address(&self) -> Result<(String, u16)> {
         address_of(&self.portal)
     }
 }

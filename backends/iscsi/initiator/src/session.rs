@@ -88,7 +88,10 @@ impl Session {
         let until = Instant::now() + command.timeout.unwrap_or(self.options.command_timeout);
         let mut sent: Option<(Error, Option<u32>)> = None;
         loop {
-            let connection = self.connection(until).await;
+            let connection = match command.nexus {
+                Some(nexus) => self.connection_of(nexus),
+                None => self.connection(until).await,
+            };
             let connection = connection.map_err(|error| error.of_lun(lun))?;
             let group = connection.portal_group();
             if let Some((error, _)) = sent.take_if(|(_, before)| *before != group) {
@@ -100,6 +103,7 @@ impl Session {
                 Err(error) => error,
             };
             let again = match error.kind() {
+                _ if command.nexus.is_some() => false,
                 ErrorKind::Lost => !error.sent() || command.replay == Replay::Always,
                 // Of a connection that broke before this was sent.
                 ErrorKind::Protocol => !error.sent(),
@@ -127,8 +131,8 @@ impl Session {
         reset.await.map_err(|error| error.at(place()).of_lun(lun))
     }
 
-    /// Ends the session. It is also ended if this fails.
-    pub async fn logout(self) -> Result<()> {
+    /// Ends the session. It is also ended if this fails. A command that comes later begins a new one.
+    pub async fn logout(&self) -> Result<()> {
         let connection = self
             .current
             .lock()
@@ -153,6 +157,15 @@ impl Session {
 
     fn usable(&self) -> Option<Arc<Connection>> {
         self.current().filter(|connection| connection.is_usable())
+    }
+
+    /// The connection of that session, while it lasts.
+    fn connection_of(&self, nexus: u64) -> Result<Arc<Connection>> {
+        let current = self.usable().filter(|current| current.nexus() == nexus);
+        current.ok_or_else(|| {
+            let reason = format!("session {nexus} is no more");
+            Error::new(ErrorKind::Lost, reason).at(self.options.place())
+        })
     }
 
     /// The connection, made anew if it broke.

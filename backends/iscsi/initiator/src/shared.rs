@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
+use crate::buffers::Buffers;
 use crate::command::{Command, Data, Reply};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::outbox::Outbox;
@@ -30,6 +31,9 @@ pub(crate) struct Shared {
     pub place: Place,
     pub depth: usize,
     pub keep_alive: Duration,
+    pub buffers: Arc<Buffers>,
+    /// A command has less time than those before.
+    pub sooner: Notify,
     /// There is something left to be sent.
     unsent: Notify,
     /// Something was sent.
@@ -56,6 +60,14 @@ pub(crate) struct State {
     /// Commands that the target said it stopped, the last of them.
     pub stopped: VecDeque<u32>,
     pub out: Outbox,
+    /// The socket did not take all of it.
+    blocked: bool,
+    /// Those who were given answers by what came last, and have not sent the next command yet.
+    pub woken: usize,
+    /// More has to be waited for.
+    pub waited: bool,
+    /// When it is looked next whether answers are late.
+    pub watched: Option<Instant>,
     /// When it was last seen to be alive.
     pub heard: Instant,
     pub pinged: bool,
@@ -98,6 +110,10 @@ impl Shared {
             tasks: Tasks::default(),
             stopped: VecDeque::new(),
             out: Outbox::new(params.digests),
+            blocked: false,
+            woken: 0,
+            waited: true,
+            watched: None,
             heard: Instant::now(),
             pinged: false,
         };
@@ -108,6 +124,8 @@ impl Shared {
             place: Place::default(),
             depth: usize::MAX,
             keep_alive: Duration::from_secs(5),
+            buffers: Arc::default(),
+            sooner: Notify::new(),
             unsent: Notify::new(),
             sent: Notify::new(),
             ended: Notify::new(),
@@ -162,22 +180,41 @@ impl Shared {
         }
     }
 
-    pub fn enqueue(&self, lun: [u8; 8], command: &Command, waiter: Waiter<Reply>) -> Result<u32> {
+    /// Sends a command as soon as it may be. Its tag.
+    pub fn enqueue(
+        &self,
+        lun: [u8; 8],
+        command: &Command,
+        until: Instant,
+        waiter: Waiter<Reply>,
+    ) -> Result<u32> {
         let mut cdb = [0; 16];
         cdb[..command.cdb.len()].copy_from_slice(&command.cdb);
         let mut state = self.lock();
         self.check(&state)?;
+        let alone = state.tasks.in_flight == 0 && state.woken <= 1;
+        state.woken = state.woken.saturating_sub(1);
         let tag = state.tasks.add(Task::Scsi(Box::new(Scsi {
             lun,
             cdb,
             data: command.data.clone(),
-            waiter,
+            waiter: Some(waiter),
+            until,
             sent: None,
             received: Received::default(),
             written: 0,
             asked: 0,
         })));
-        self.pump(&mut state);
+        if state.watched.is_none_or(|watched| until < watched) {
+            state.watched = Some(until);
+            self.sooner.notify_one();
+        }
+        self.begin(&mut state);
+        match alone {
+            true => self.write(&mut state),
+            // Others are likely to come at the same time, and then one call writes all of them.
+            false => self.unsent.notify_one(),
+        }
         Ok(tag)
     }
 
@@ -199,13 +236,13 @@ impl Shared {
             return Err(error.clone());
         }
         let tag = state.tasks.add(task);
-        state.push(header.with(field::ITT, tag), &Bytes::new());
+        state.push(header.with(field::ITT, tag), Bytes::new());
         self.write(&mut state);
         Ok(())
     }
 
-    /// Sends the commands that the window lets through.
-    pub fn pump(&self, state: &mut State) {
+    /// Adds the commands that the window lets through to what is to be sent.
+    pub fn begin(&self, state: &mut State) {
         while !state.leaving
             && state.tasks.in_flight < self.depth
             && state.tasks.has_waiting()
@@ -218,9 +255,8 @@ impl Shared {
             // The answer ends the connection.
             let (waiter, _) = oneshot::channel();
             let tag = state.tasks.add(Task::Logout(waiter));
-            state.push(logout().with(field::ITT, tag), &Bytes::new());
+            state.push(logout().with(field::ITT, tag), Bytes::new());
         }
-        self.write(state);
     }
 
     /// Writes what can be written now, and leaves the rest to the task in the background.
@@ -240,7 +276,7 @@ impl Shared {
                     return;
                 };
                 let written = match stream.writable().await {
-                    Ok(()) => self.lock().write_more(),
+                    Ok(()) => self.lock().write(),
                     Err(error) => Err(error),
                 };
                 self.sent.notify_one();
@@ -255,19 +291,25 @@ impl Shared {
 
     pub async fn receive(self: Arc<Self>, mut receiver: Receiver<OwnedReadHalf>) {
         loop {
-            let pdu = receiver.next().await;
-            let taken = pdu.and_then(|pdu| self.take(&pdu.header, pdu.data));
-            if let Err(error) = taken {
+            if let Err(error) = self.next(&mut receiver).await {
                 return self.fail(error);
             }
-            while self.is_full() {
+            // Written before more is waited for: the target may wait for it.
+            while self.answer(!receiver.has_next()) {
                 self.sent.notified().await;
             }
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.lock().out.length >= FULL
+    /// Writes what came of what the target sent, if it is time to or much. Whether there is too
+    /// much of it.
+    fn answer(&self, waits: bool) -> bool {
+        let mut state = self.lock();
+        state.waited |= waits;
+        if state.out.length >= FULL || (waits && state.out.length > 0) {
+            self.write(&mut state);
+        }
+        state.out.length >= FULL
     }
 
     /// Looks from time to time whether the target is still there.
@@ -296,7 +338,7 @@ impl Shared {
             let tag = state.tasks.add(Task::Ping);
             let ping = Header::new(opcode::NOP_OUT | opcode::IMMEDIATE, FINAL);
             let ping = ping.with(field::ITT, tag).with(field::TTT, NO_TAG);
-            state.push(ping, &Bytes::new());
+            state.push(ping, Bytes::new());
             self.write(&mut state);
         }
         state.heard == heard
@@ -316,25 +358,22 @@ impl State {
 
     /// Whether all is written.
     fn write(&mut self) -> io::Result<bool> {
-        match &self.stream {
-            Some(stream) => self.out.write(stream),
-            None => Ok(true),
-        }
-    }
-
-    /// As [`write`](Self::write), where the socket was full: what it takes now, the target has taken
-    /// before. A slow one that takes data does not answer pings meanwhile, and is not gone.
-    fn write_more(&mut self) -> io::Result<bool> {
+        let Some(stream) = &self.stream else {
+            return Ok(true);
+        };
         let before = self.out.length;
-        let written = self.write()?;
-        if self.out.length < before {
+        let all = self.out.write(stream)?;
+        // What a full socket takes, the target has taken before. A slow one that takes data does
+        // not answer pings meanwhile, and is not gone.
+        if self.blocked && self.out.length < before {
             self.heard = Instant::now();
         }
-        Ok(written)
+        self.blocked = !all;
+        Ok(all)
     }
 
     /// Adds a PDU to what is to be sent, with the numbers of now.
-    pub fn push(&mut self, mut header: Header, data: &Bytes) {
+    pub fn push(&mut self, mut header: Header, data: Bytes) {
         if header.opcode() != opcode::DATA_OUT {
             header.set(field::CMD_SN, self.cmd_sn);
         }
@@ -378,7 +417,7 @@ impl State {
         header.0[32..].copy_from_slice(&scsi.cdb);
         let lun = scsi.lun;
         self.tasks.in_flight += 1;
-        self.push(header, &write.slice(..immediate));
+        self.push(header, write.slice(..immediate));
         self.cmd_sn = cmd_sn.wrapping_add(1);
         let unsolicited = Sequence {
             tag,
@@ -407,7 +446,7 @@ impl State {
                 .with(field::TTT, asked_by)
                 .with(field::DATA_SN, number as u32)
                 .with(field::OFFSET, begin as u32);
-            self.push(header, &data.slice(begin..end));
+            self.push(header, data.slice(begin..end));
         }
     }
 }

@@ -1,13 +1,20 @@
 //! What the target was asked for and has not answered yet.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use crate::buffers::Buffers;
 use crate::command::{Data, Reply};
 use crate::error::{Error, Result};
 use crate::pdu::{NO_TAG, reached};
+
+/// Bytes that a read has room for at first.
+const AT_FIRST: usize = 4 << 20;
 
 /// Who waits. Nobody, if the future was dropped.
 pub type Waiter<T> = oneshot::Sender<Result<T>>;
@@ -17,7 +24,9 @@ pub struct Scsi {
     pub lun: [u8; 8],
     pub cdb: [u8; 16],
     pub data: Data,
-    pub waiter: Waiter<Reply>,
+    /// Until then, or until it was answered. Nobody waits any longer then.
+    pub waiter: Option<Waiter<Reply>>,
+    pub until: Instant,
     /// Its CmdSN, once it was sent.
     pub sent: Option<u32>,
     /// What came of a read.
@@ -37,6 +46,19 @@ impl Scsi {
         }
     }
 
+    /// Whether somebody waits.
+    pub fn is_awaited(&self) -> bool {
+        self.waiter
+            .as_ref()
+            .is_some_and(|waiter| !waiter.is_closed())
+    }
+
+    /// Answers who waits. Whether anybody did.
+    pub fn tell(&mut self, answer: Result<Reply>) -> bool {
+        let waiter = self.waiter.take();
+        waiter.is_some_and(|waiter| waiter.send(answer).is_ok())
+    }
+
     /// The expected data transfer length.
     pub fn expected(&self) -> u32 {
         match &self.data {
@@ -47,39 +69,67 @@ impl Scsi {
     }
 }
 
-/// Data in the order in which it comes. It takes room as it comes, not as it is expected.
+/// Data of a read, in the order in which it comes.
 #[derive(Default)]
 pub struct Received {
-    first: Bytes,
-    all: BytesMut,
+    data: Vec<u8>,
+    /// Where that is from.
+    home: Option<Arc<Buffers>>,
     pub length: u32,
     /// PDUs.
     pub count: u32,
 }
 
 impl Received {
-    /// Adds what comes next of `expected` bytes.
-    pub fn add(&mut self, data: Bytes, expected: u32) {
-        self.length += data.len() as u32;
+    /// Gives away what came, with room for the rest of `expected` bytes: of a very long read it
+    /// grows as data comes.
+    pub fn lend(&mut self, expected: u32, buffers: &Arc<Buffers>) -> Incoming {
+        let mut data = std::mem::take(&mut self.data);
+        if self.home.is_none() {
+            let mut buffer = buffers.take((expected as usize).min(AT_FIRST));
+            buffer.extend_from_slice(&data);
+            data = buffer;
+            self.home = Some(buffers.clone());
+        }
+        let from = data.len();
+        Incoming { data, from }
+    }
+
+    /// Adds what comes next, maybe to what was lent.
+    pub fn add(&mut self, incoming: Incoming) {
+        self.skip(incoming.len());
+        match self.data.is_empty() {
+            true => self.data = incoming.data,
+            false => self.data.extend_from_slice(&incoming.data),
+        }
+    }
+
+    /// Counts data that nobody waits for.
+    pub fn skip(&mut self, length: usize) {
+        self.length += length as u32;
         self.count += 1;
-        if self.all.is_empty() && self.first.is_empty() {
-            self.first = data;
-            return;
-        }
-        if self.all.is_empty() {
-            let likely = (expected as usize).min(4 << 20);
-            self.all.reserve(likely);
-            let first = std::mem::take(&mut self.first);
-            self.all.extend_from_slice(&first);
-        }
-        self.all.extend_from_slice(&data);
     }
 
     pub fn take(&mut self) -> Bytes {
-        match self.all.is_empty() {
-            true => std::mem::take(&mut self.first),
-            false => std::mem::take(&mut self.all).freeze(),
+        let data = std::mem::take(&mut self.data);
+        match self.home.take() {
+            Some(home) => home.lend(data),
+            None => data.into(),
         }
+    }
+}
+
+/// Data of a PDU, maybe behind what came before it.
+#[derive(Default)]
+pub struct Incoming {
+    pub data: Vec<u8>,
+    /// Where it begins.
+    pub from: usize,
+}
+
+impl Incoming {
+    pub fn len(&self) -> usize {
+        self.data.len() - self.from
     }
 }
 
@@ -95,7 +145,8 @@ pub enum Task {
 /// All tasks, and those that wait for the command window.
 #[derive(Default)]
 pub struct Tasks {
-    all: HashMap<u32, Task>,
+    /// Tags are ours: nobody can choose such that they collide.
+    all: FxHashMap<u32, Task>,
     waiting: VecDeque<u32>,
     next: u32,
     /// Commands that were sent and not answered.
@@ -136,6 +187,10 @@ impl Tasks {
         }
     }
 
+    pub fn all(&self) -> impl Iterator<Item = (u32, &Task)> {
+        self.all.iter().map(|(tag, task)| (*tag, task))
+    }
+
     pub fn get(&self, tag: u32) -> Option<&Task> {
         self.all.get(&tag)
     }
@@ -170,12 +225,12 @@ impl Tasks {
         for (_, task) in self.all.drain() {
             // Who no longer waits need not know.
             match task {
-                Task::Scsi(scsi) => {
+                Task::Scsi(mut scsi) => {
                     let error = match scsi.sent {
                         Some(_) => error.clone().was_sent(),
                         None => error.clone(),
                     };
-                    let _ = scsi.waiter.send(Err(error));
+                    scsi.tell(Err(error));
                 }
                 Task::Management(waiter) => {
                     let _ = waiter.send(Err(error.clone()));

@@ -18,6 +18,7 @@ mod garbage;
 mod logins;
 mod numbers;
 mod pings;
+mod pinned;
 mod r2ts;
 mod reads;
 mod redirection;

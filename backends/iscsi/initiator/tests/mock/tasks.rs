@@ -70,6 +70,41 @@ async fn the_session_has_a_time() {
     .await;
 }
 
+/// Each command has its own time, whichever was sent first.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_less_time_ends_first() {
+    limited(async {
+        // Nothing is answered but the aborts.
+        let target = once(|connection, _| connection.drain());
+        let session = Arc::new(login(&target).await);
+        let start = Instant::now();
+        let mut ended = Vec::new();
+        for seconds in [5, 1, 3] {
+            let session = Arc::clone(&session);
+            let mut command = read(seconds, 8);
+            command.timeout = Some(Duration::from_secs(seconds as u64));
+            ended.push(tokio::spawn(async move {
+                let error = session.execute(LUN, command).await.expect_err("no answer");
+                (error, Instant::now())
+            }));
+            // Until somebody has begun to wait for the one before.
+            until("it is sent", || target.seen(COMMAND).len() == ended.len()).await;
+        }
+        let mut times = Vec::new();
+        for (task, seconds) in ended.into_iter().zip([5.0, 1.0, 3.0]) {
+            let (error, end) = task.await.expect("no panic");
+            check(&error, &[ErrorKind::TimedOut], &target, Some(LUN));
+            assert!(error.sent(), "{error}");
+            let taken = end.duration_since(start).as_secs_f32();
+            assert!(taken > seconds - 0.05, "{taken} s, not {seconds} s");
+            times.push(end);
+        }
+        assert!(times[1] < times[2] && times[2] < times[0], "{times:?}");
+        assert_eq!(target.connections(), 1);
+    })
+    .await;
+}
+
 /// Data comes all the time, and never all of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trickle() {

@@ -2,8 +2,8 @@
 
 use volmux_iscsi_initiator::{Credentials, ErrorKind, Options, Session};
 
-use crate::server::Setup;
 use crate::{MIB, scsi, within};
+use volmux_iscsi_server::Setup;
 
 fn own() -> Credentials {
     Credentials::new("initiator", "initiator-secret")

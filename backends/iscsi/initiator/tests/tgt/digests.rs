@@ -2,8 +2,8 @@
 
 use volmux_iscsi_initiator::{Digest, ErrorKind, Session};
 
-use crate::server::Setup;
 use crate::{MIB, random, scsi, within};
+use volmux_iscsi_server::Setup;
 
 const BLOCK: u32 = 512;
 

@@ -2,8 +2,8 @@
 
 use volmux_iscsi_initiator::{Credentials, ErrorKind, Options, discover};
 
-use crate::server::{INITIATOR, STRANGER, Server, Setup};
 use crate::within;
+use volmux_iscsi_server::{INITIATOR, STRANGER, Server, Setup};
 
 fn options(server: &Server) -> Options {
     Options::new(server.portal(), INITIATOR)

@@ -9,7 +9,6 @@ mod random;
 mod reservations;
 mod restart;
 mod scsi;
-mod server;
 mod sessions;
 mod thin;
 mod verified;

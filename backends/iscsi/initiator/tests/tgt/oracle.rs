@@ -4,8 +4,8 @@ use std::process::{Command, Stdio};
 
 use volmux_iscsi_initiator::discover;
 
-use crate::server::Setup;
 use crate::{MIB, scsi, within};
+use volmux_iscsi_server::Setup;
 
 /// What a program says.
 fn said(program: &str, arguments: &[&str]) -> String {

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use volmux_iscsi_initiator::{Data, Residual};
 
-use crate::server::Setup;
 use crate::{MIB, scsi, within};
+use volmux_iscsi_server::Setup;
 
 #[tokio::test]
 async fn a_disk_tells_what_it_is() {

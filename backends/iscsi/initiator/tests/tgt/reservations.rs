@@ -1,7 +1,7 @@
 //! Persistent reservations: who else may write.
 
-use crate::server::{STRANGER, Setup};
 use crate::{MIB, scsi, within};
+use volmux_iscsi_server::{STRANGER, Setup};
 
 const REGISTER: u8 = 0;
 const RESERVE: u8 = 1;

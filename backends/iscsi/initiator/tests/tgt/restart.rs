@@ -9,8 +9,8 @@ use bytes::Bytes;
 use volmux_iscsi_initiator::{Error, ErrorKind, Replay, Session};
 
 use crate::random::{Random, pool};
-use crate::server::Setup;
 use crate::{MIB, eventually, scsi, within};
+use volmux_iscsi_server::Setup;
 
 const BLOCK: u32 = 512;
 /// What is written is followed in units of this size.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use volmux_iscsi_initiator::{ErrorKind, Session};
 
-use crate::server::{INITIATOR, STRANGER, Setup};
 use crate::{MIB, eventually, scsi, within};
+use volmux_iscsi_server::{INITIATOR, STRANGER, Setup};
 
 #[tokio::test]
 async fn an_unknown_target_is_not_found() {

@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::server::{Server, Setup};
 use crate::{MIB, random, scsi, within};
+use volmux_iscsi_server::{Server, Setup};
 
 /// Bytes that the LUN's file occupies.
 fn occupied(server: &Server) -> u64 {

@@ -9,8 +9,8 @@ use volmux_iscsi_initiator::{Digest, Session};
 
 use crate::random::{Random, pool};
 use crate::scsi;
-use crate::server::{Server, Setup};
 use crate::{MIB, within};
+use volmux_iscsi_server::{Server, Setup};
 
 const SIZE: u64 = 96 * MIB;
 const LONGEST: u64 = 2 * MIB;

@@ -1,4 +1,7 @@
-//! A tgtd of its own for each test.
+//! A tgtd of its own for each test: an iSCSI target in user space that others wrote, on loopback.
+//!
+//! It runs as root, and needs the Debian package `tgt`. Servers don't know of each other: each has
+//! an address, a control socket and a directory of its own, and is gone with what started it.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -7,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use volmux_iscsi_initiator::{Credentials, Options};
 
-/// Whom all targets let in that let in only one.
+/// The initiator that [`Server::options`] names.
 pub const INITIATOR: &str = "iqn.2026-01.org.example:initiator";
+/// Another initiator.
 pub const STRANGER: &str = "iqn.2026-01.org.example:stranger";
 
 /// Below the ports that connections get for their own end: a client that tries again and again
@@ -16,6 +20,8 @@ pub const STRANGER: &str = "iqn.2026-01.org.example:stranger";
 const PORT: u16 = 13260;
 /// There tgtd listens until its targets are complete.
 const NOWHERE: u16 = 13261;
+/// Where the LUNs are, in the server's directory.
+const STORE: &str = "store";
 
 /// What a server is to have. Targets and LUNs are numbered from 1, in their order.
 #[derive(Debug)]
@@ -25,6 +31,8 @@ pub struct Setup {
     steps: Vec<Vec<String>>,
     targets: usize,
     luns: usize,
+    files: Vec<(PathBuf, u64)>,
+    room: Option<u64>,
 }
 
 /// A tgtd. It is gone when this is dropped, and when this process ends, however it does.
@@ -35,19 +43,38 @@ pub struct Server {
     process: Option<Child>,
 }
 
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup::new()
+    }
+}
+
 impl Setup {
     /// No target.
+    ///
+    /// # Panics
+    /// As everything here, if something does not work: these are tests.
     pub fn new() -> Setup {
         let dir = tempfile::Builder::new().prefix("volmux-tgt-").tempdir();
         let dir = dir.expect("a directory").keep();
         let keeper = keep(&dir);
+        fs::create_dir(dir.join(STORE)).expect("a directory");
         Setup {
             dir,
             keeper,
             steps: Vec::new(),
             targets: 0,
             luns: 0,
+            files: Vec::new(),
+            room: None,
         }
+    }
+
+    /// All LUNs are stored on a file system with room for so many bytes, in memory. It is gone when
+    /// tgtd ends.
+    pub fn room(mut self, bytes: u64) -> Setup {
+        self.room = Some(bytes);
+        self
     }
 
     /// One disk, for everybody.
@@ -78,26 +105,34 @@ impl Setup {
     }
 
     /// A thin LUN of the last target, over a sparse file.
-    pub fn lun(mut self, size: u64, block: u32) -> Setup {
+    pub fn lun(self, size: u64, block: u32) -> Setup {
+        self.thick_lun(size, block).update("thin_provisioning=1")
+    }
+
+    /// A LUN of the last target that can't unmap, over a sparse file.
+    pub fn thick_lun(mut self, size: u64, block: u32) -> Setup {
         self.luns += 1;
         let path = lun_file(&self.dir, self.targets, self.luns);
         let file = File::create_new(&path).expect("a new file");
         file.set_len(size).expect("a sparse file");
-        let (tid, lun) = (self.targets.to_string(), self.luns.to_string());
-        let (path, block) = (path.display().to_string(), block.to_string());
-        let which = ["--mode", "logicalunit", "--tid", &tid, "--lun", &lun];
-        let new = [
-            "--op",
-            "new",
-            "--backing-store",
-            &path,
-            "--blocksize",
-            &block,
-        ];
-        let thin = ["--op", "update", "--params", "thin_provisioning=1"];
-        self.step(&[&which[..], &new].concat());
-        self.step(&[&which[..], &thin].concat());
+        let (name, block) = (path.display().to_string(), block.to_string());
+        let new = ["--op", "new", "--backing-store", &name, "--blocksize"];
+        let which = self.last_lun();
+        self.step(&[&as_strs(&which)[..], &new, &[&block]].concat());
+        self.files.push((path, size));
         self
+    }
+
+    /// Parameters of the last LUN, as tgtadm has them: `readonly=1`, `scsi_sn=…`.
+    pub fn update(mut self, parameters: &str) -> Setup {
+        let which = self.last_lun();
+        let update = ["--op", "update", "--params", parameters];
+        self.step(&[&as_strs(&which)[..], &update].concat());
+        self
+    }
+
+    fn last_lun(&self) -> Vec<String> {
+        which_lun(self.targets, self.luns)
     }
 
     /// A parameter of the last target's sessions.
@@ -138,6 +173,7 @@ impl Setup {
         self.steps.push(step.collect());
     }
 
+    /// Starts it.
     pub fn start(self) -> Server {
         // An address of its own spares looking for a free port, which others could take again.
         let mut random = [0; 3];
@@ -159,6 +195,23 @@ impl Server {
         format!("{}:{PORT}", self.address)
     }
 
+    /// The unix socket by which it is controlled.
+    pub fn socket(&self) -> PathBuf {
+        // It adds the number that it has by `-C`.
+        self.setup.dir.join("control.0")
+    }
+
+    /// A directory that goes with it.
+    pub fn directory(&self) -> &Path {
+        &self.setup.dir
+    }
+
+    /// Whether it has not ended by itself.
+    pub fn runs(&mut self) -> bool {
+        let process = self.process.as_mut().expect("it was started");
+        process.try_wait().expect("its status").is_none()
+    }
+
     /// A portal where nobody listens.
     pub fn closed_portal(&self) -> String {
         format!("{}:{}", self.address, PORT + 2)
@@ -171,9 +224,16 @@ impl Server {
         options
     }
 
-    /// What a LUN is stored in.
+    /// What a LUN is stored in. While tgtd runs, this is what it has before it.
     pub fn file(&self, target: usize, lun: usize) -> PathBuf {
-        lun_file(&self.setup.dir, target, lun)
+        let path = lun_file(&self.setup.dir, target, lun);
+        match &self.process {
+            Some(process) if self.setup.room.is_some() => {
+                let root = format!("/proc/{}/root", process.id());
+                Path::new(&root).join(path.strip_prefix("/").expect("it is absolute"))
+            }
+            _ => path,
+        }
     }
 
     /// The connections that a target has.
@@ -195,8 +255,11 @@ impl Server {
         let log = log.expect("a log file");
         let mut command = Command::new("setpriv");
         let nowhere = format!("portal={}:{NOWHERE}", self.address);
+        command.args(["--pdeathsig", "KILL", "--"]);
+        if let Some(bytes) = self.setup.room {
+            self.with_room(&mut command, bytes);
+        }
         command
-            .args(["--pdeathsig", "KILL", "--"])
             .args(["tgtd", "-f", "-C", "0", "--iscsi", &nowhere])
             .envs(self.environment())
             .stdin(Stdio::null())
@@ -220,8 +283,39 @@ impl Server {
         let portal = ["--mode", "portal", "--op", "new", "--param", &portal];
         let portal = portal.map(str::to_owned).to_vec();
         for step in self.setup.steps.iter().chain([&portal]) {
-            let arguments: Vec<&str> = step.iter().map(String::as_str).collect();
-            self.admin(&arguments)
+            self.admin(&as_strs(step))
+                .unwrap_or_else(|why| panic!("{step:?}: {why}"));
+        }
+    }
+
+    /// What follows sees another file system where the LUNs are stored, with empty LUNs.
+    fn with_room(&self, command: &mut Command, bytes: u64) {
+        const SCRIPT: &str = r#"
+            mount -t tmpfs -o "size=$1" volmux-test "$2" && shift 2
+            while [ "$1" != -- ]; do truncate -s "$1" -- "$2" && shift 2 || exit; done
+            shift
+            exec "$@""#;
+        command
+            .args(["unshare", "--mount", "--propagation", "private", "--"])
+            .args(["/bin/sh", "-ec", SCRIPT, "store", &bytes.to_string()])
+            .arg(self.setup.dir.join(STORE));
+        for (path, size) in &self.setup.files {
+            command.arg(size.to_string()).arg(path);
+        }
+        command.arg("--");
+    }
+
+    /// Makes a LUN anew, with as many bytes: tgt can't make one larger or smaller. Sessions stay.
+    pub fn resize(&self, target: usize, lun: usize, size: u64) {
+        let which = which_lun(target, lun);
+        let delete = [&as_strs(&which)[..], &["--op", "delete"]].concat();
+        self.admin(&delete).expect("the LUN is deleted");
+        let file = OpenOptions::new().write(true).open(self.file(target, lun));
+        file.and_then(|file| file.set_len(size))
+            .expect("another size");
+        let of_lun = |step: &&Vec<String>| step.starts_with(&which);
+        for step in self.setup.steps.iter().filter(of_lun) {
+            self.admin(&as_strs(step))
                 .unwrap_or_else(|why| panic!("{step:?}: {why}"));
         }
     }
@@ -239,6 +333,7 @@ impl Server {
         self.signal("-STOP");
     }
 
+    /// Has it go on.
     pub fn go_on(&self) {
         self.signal("-CONT");
     }
@@ -250,8 +345,11 @@ impl Server {
         assert!(status.expect("kill is there").success(), "{command:?}");
     }
 
-    /// Has tgtadm do something. If that fails: why.
-    fn admin(&self, arguments: &[&str]) -> Result<String, String> {
+    /// Has tgtadm do something, and returns what it prints. If that fails: why.
+    ///
+    /// # Errors
+    /// What tgtadm says.
+    pub fn admin(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new("tgtadm");
         command.args(["-C", "0", "--lld", "iscsi"]).args(arguments);
         let output = command
@@ -313,10 +411,22 @@ fn keep(dir: &Path) -> Child {
     command.spawn().expect("a shell starts")
 }
 
-fn target_name(target: usize) -> String {
+/// How a target is called.
+pub fn target_name(target: usize) -> String {
     format!("iqn.2026-01.org.example:target-{target}")
 }
 
+fn which_lun(target: usize, lun: usize) -> Vec<String> {
+    let (tid, lun) = (target.to_string(), lun.to_string());
+    ["--mode", "logicalunit", "--tid", &tid, "--lun", &lun]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+fn as_strs(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
 fn lun_file(dir: &Path, target: usize, lun: usize) -> PathBuf {
-    dir.join(format!("target-{target}-lun-{lun}"))
+    dir.join(STORE).join(format!("target-{target}-lun-{lun}"))
 }
