@@ -26,6 +26,7 @@ DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
 SERVERS := $(CARGO_TARGET_DIR)/servers/ready
 TEST_LOG := $(CARGO_TARGET_DIR)/test.log
 LAB_LOG := $(CARGO_TARGET_DIR)/lab.log
+PYTHON := $(CARGO_TARGET_DIR)/python-venv
 title = @printf '\n==== %s\n' '$(1)'
 
 .PHONY: help
@@ -45,7 +46,8 @@ demo: setup ## show the whole life of a volume, on a pool in a temporary directo
 
 # The short steps come first, the tests last: what fails early costs little.
 .PHONY: check
-check: setup fmt clippy docs licences lifecycle check-serve check-demo fuzz check-sim check-lab test-all ## everything that must hold before a commit lands
+check: FUZZ_RUNS := 50000
+check: setup fmt clippy docs licences lifecycle check-serve check-python check-demo check-array check-qemu fuzz check-sim check-lab test-all ## everything that must hold before a commit lands
 	$(call title,check: all passed)
 	@awk '/^test result:/ { p += $$4; f += $$6 } \
 	    /^test .* \.\.\. ok$$/ { ran[$$2] } /^test .* \.\.\. ignored/ { ignored[$$2] } \
@@ -71,7 +73,7 @@ docs: ## documentation
 .PHONY: licences
 licences: $(DENY) ## licences, banned crates and sources
 	$(call title,licences)
-	@$(DENY) --locked --all-features check --hide-inclusion-graph licenses bans sources
+	@$(DENY) --locked --workspace --all-features check --hide-inclusion-graph licenses bans sources
 
 $(DENY): .ci/tools.txt
 	$(call title,licences: install cargo-deny)
@@ -86,11 +88,32 @@ $(SERVERS): .ci/servers .ci/servers.txt .ci/azurite/package-lock.json
 	$(call title,servers: install the object stores of the tests)
 	@.ci/servers $(CARGO_TARGET_DIR)/servers
 
+# Under the AGPL, and in nothing that is shipped. In one build with the rest, its features of shared crates
+# would be in the programs too: it is built and tested by itself.
+APART := volmux-iscsi-client-rs
+
+# The C library: the shared one with its soname, the static one, header, pkg-config file.
+PREFIX ?= /usr/local
+PROFILE ?= release
+# Where the library was built already, for who does not want it built here.
+BUILT ?=
+
+.PHONY: install
+install: ## install the C library below PREFIX (DESTDIR, PROFILE=debug)
+ifeq ($(BUILT),)
+	@cargo build --locked --profile $(if $(filter debug,$(PROFILE)),dev,$(PROFILE)) -p volmux-ffi
+endif
+	@ffi/install.sh '$(or $(BUILT),$(CARGO_TARGET_DIR)/$(PROFILE))' '$(PREFIX)'
+
+.PHONY: header
+header: ## write ffi/include/volmux.h and ffi/symbols.txt anew
+	@VOLMUX_WRITE_HEADER=1 cargo test -q -p volmux-ffi --test header --test library -- the_header the_library_exports
+
 # Built together, and with what the tests need of the dependencies, so that nothing is built again.
 .PHONY: programs
 programs:
 	$(call title,build)
-	@cargo build --locked --workspace --bins --examples
+	@cargo build --locked --workspace --exclude $(APART) --bins --examples
 
 .PHONY: lifecycle
 lifecycle: programs ## the life of a volume as a Rust program, and what object pools add to it
@@ -105,10 +128,33 @@ check-serve: programs ## a Rust program that serves a volume over NBD
 	$(call title,examples/serve.rs)
 	@$(CARGO_TARGET_DIR)/debug/examples/serve --self-test
 
+# What tests and measures the Python module; the module itself is never installed there.
+$(PYTHON)/ready: python/requirements-test.txt
+	$(call title,python: install maturin and pytest and mypy)
+	@rm -rf $(PYTHON)
+	@python3 -m venv $(PYTHON)
+	@$(PYTHON)/bin/pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+.PHONY: check-python
+check-python: $(PYTHON)/ready ## the Python module: its wheel in an empty environment, its tests, types and examples
+	$(call title,the Python module)
+	@AS_ROOT='$(AS_ROOT)' CARGO_TARGET_DIR=$(abspath $(CARGO_TARGET_DIR)) python/check $(PYTHON)
+
 .PHONY: check-demo
 check-demo: programs
 	$(call title,demo)
 	@VOLMUX=$(CARGO_TARGET_DIR)/debug/volmux examples/demo.sh
+
+.PHONY: check-array
+check-array: programs ## the life of volumes of an iSCSI array
+	$(call title,examples/iscsi.sh)
+	@$(AS_ROOT) env VOLMUX=$(CARGO_TARGET_DIR)/debug/volmux examples/iscsi.sh
+
+.PHONY: check-qemu
+check-qemu: programs ## guests of QEMU on volumes of a directory, of objects and of an array
+	$(call title,examples/qemu.sh)
+	@$(AS_ROOT) env VOLMUX=$(CARGO_TARGET_DIR)/debug/volmux examples/qemu.sh
 
 # What cargo-fuzz would pass; libFuzzer needs no more than that.
 FUZZ_RUNS ?= 300000
@@ -135,6 +181,7 @@ fuzz: ## the parsers on FUZZ_RUNS made-up inputs, journals and the NBD server on
 	    'nbd -runs=$(FEWER_RUNS) -max_len=4096' \
 	    'journal -runs=$(FEWER_RUNS) -max_len=512' \
 	    'iscsi -runs=$(FUZZ_RUNS) -max_len=12288 $(call seeds,iscsi)' \
+	    'scsi -runs=$(FUZZ_RUNS) -max_len=2048 $(call seeds,scsi)' \
 	    'lvm -runs=$(FUZZ_RUNS) -max_len=2048 $(call seeds,lvm)' \
 	    'qcow2 -runs=$(FUZZ_RUNS) -max_len=4096 $(call seeds,qcow2)' \
 	    'records -runs=$(FUZZ_RUNS) -max_len=1024 $(call seeds,records)' \
@@ -152,13 +199,18 @@ sim: ## SEEDS simulated histories of object pools, or the one of SEED in full
 	@cargo build --locked --profile sim -p volmux-sim
 	@$(SIM) $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
-CHECK_SEEDS := 10000
+CHECK_SEEDS := 5000
 
 .PHONY: check-sim
 check-sim:
 	$(call title,simulation)
 	@cargo build --locked --profile sim -p volmux-sim
 	@$(SIM) --seeds $(CHECK_SEEDS)
+
+.PHONY: check-guests
+check-guests: setup ## all guests of QEMU and libvirt that this machine can run, also those that check leaves out (root)
+	$(call title,guests)
+	@cargo test --locked -p volmux-guest -- --include-ignored --skip lab::
 
 # A virtual machine boots for nearly each of these tests, and uses both processors.
 IN_LAB := volmux-lab
@@ -185,17 +237,31 @@ check-nfs: setup lab ## all tests of NFS pools, also those that check leaves out
 	$(call title,all tests of NFS pools)
 	@tests/lab/check $(CARGO_TARGET_DIR)/nfs.log nfs
 
+.PHONY: check-iscsi
+check-iscsi: setup lab ## all tests of LIO as an iSCSI array, also those that check leaves out (in the lab, two hours)
+	$(call title,all tests of LIO)
+	@tests/lab/check $(CARGO_TARGET_DIR)/iscsi.log iscsi
+
+# POOLS=lvm, or object or nfs, is a third of it.
+.PHONY: lab-xen
+lab-xen: setup lab ## volumes as disks of real Xen 4.17: dom0 and guests, LVM, NFS and object pools (in the lab, root, 20 minutes)
+	$(call title,lab-xen: build)
+	@cargo build --locked -p volmux-cli -p volmux-lab
+	$(call title,lab-xen)
+	@$(AS_ROOT) env VOLMUX=$(abspath $(CARGO_TARGET_DIR))/debug/volmux tests/lab/check-xen $(POOLS)
+
 .PHONY: test-all
 test-all: $(SERVERS) ## all other tests, documentation examples included
 	$(call title,tests)
 	@mkdir -p $(CARGO_TARGET_DIR)
-	@cargo test --locked --workspace $(addprefix --exclude ,$(IN_LAB)) 2>&1 | tee $(TEST_LOG)
+	@cargo test --locked --workspace $(addprefix --exclude ,$(IN_LAB) $(APART)) 2>&1 | tee $(TEST_LOG)
+	@cargo test --locked -p $(APART) 2>&1 | tee -a $(TEST_LOG)
 
 # Doctests, guests and what kills, or runs long random sequences, are left to the full run.
 .PHONY: test
 test: $(SERVERS) ## the quick tests, in a few minutes
 	$(call title,quick tests)
-	@cargo test --locked --workspace --exclude volmux-guest $(addprefix --exclude ,$(IN_LAB)) \
+	@cargo test --locked --workspace --exclude volmux-guest $(addprefix --exclude ,$(IN_LAB) $(APART)) \
 	    --lib --bins --tests -- --skip survives_every_kill --skip does_what_the_model_does
 
 .PHONY: bench-dir
@@ -208,6 +274,25 @@ bench-dir: setup ## directory pools against cp, qemu-img and a plain directory s
 bench-nbd: setup ## the NBD gateway against nbdkit and qemu-nbd (root)
 	$(call title,bench-nbd)
 	@cargo bench --locked -p volmux-bench --bench nbd
+
+.PHONY: bench-iscsi
+bench-iscsi: setup ## the iSCSI initiator against libiscsi, snapshots of an array (root, 5 minutes)
+	$(call title,bench-iscsi)
+	@cargo bench --locked -p volmux-bench --bench iscsi
+
+# With the settings of profile bench, so that all but the module itself is built once. maturin can't name
+# that one: with it cargo would build a test.
+.PHONY: bench-python
+bench-python: setup $(PYTHON)/ready ## the Python module against the same in Rust
+	$(call title,bench-python: build)
+	@rm -rf $(PYTHON)/measured
+	@CARGO_TARGET_DIR=$(abspath $(CARGO_TARGET_DIR)) CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
+	    $(PYTHON)/bin/maturin build -q --release --manifest-path python/Cargo.toml \
+	    --compression-method stored --out $(PYTHON)/measured
+	@$(PYTHON)/bin/pip install -q --disable-pip-version-check --no-index --target $(PYTHON)/measured \
+	    $(PYTHON)/measured/*.whl
+	@PYTHONPATH=$(abspath $(PYTHON))/measured VOLMUX_PYTHON=$(abspath $(PYTHON))/bin/python \
+	    cargo bench --locked -p volmux-bench --bench python
 
 # The processes of lvm2 run in the lab, so the program does too.
 .PHONY: bench-lvm

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use volmux::{Control, Error, ErrorKind, Pool, Result, VolumeName};
 
@@ -17,6 +18,8 @@ pub struct App {
     pub cancel: CancellationToken,
     pool: Option<String>,
     config: Option<PathBuf>,
+    progress: bool,
+    any_name: bool,
 }
 
 impl App {
@@ -27,6 +30,8 @@ impl App {
             cancel,
             pool: global.pool,
             config: global.config,
+            progress: global.progress,
+            any_name: global.any_name,
         }
     }
 
@@ -40,6 +45,20 @@ impl App {
             _ => Err(Error::new(ErrorKind::InvalidInput, "open_pool")
                 .reason("no pool is named")
                 .help("say -p dir:///srv/volumes or -p NAME, or set VOLMUX_POOL")),
+        }
+    }
+
+    /// Has this program, which `command` starts, work on the same pool, and print in the same way. By the
+    /// environment: others see arguments, and a URL may be nobody's business.
+    pub fn for_the_same_pool(&self, command: &mut Command) {
+        if let Some(pool) = &self.pool {
+            command.env("VOLMUX_POOL", pool);
+        }
+        if let Some(config) = &self.config {
+            command.env("VOLMUX_CONFIG", config);
+        }
+        if self.out.json() {
+            command.arg("--json");
         }
     }
 
@@ -68,16 +87,33 @@ impl App {
             biased;
             result = work => result,
             () = self.cancel.cancelled() => {
-                Err(Error::new(ErrorKind::TimedOut, op).reason("stopped by a signal"))
+                Err(Error::new(ErrorKind::TimedOut, op).reason(STOPPED))
             }
         }
     }
 
     /// A progress bar and the control that goes with it.
     pub fn progress(&self, what: &'static str) -> (Bar, Control) {
-        let bar = Bar::new(what, self.out.json());
+        let bar = Bar::new(what, self.out.json(), self.progress);
         let control = bar.control(&self.cancel);
         (bar, control)
+    }
+
+    /// A name for a new volume. Those of unfinished imports are not for other use: the next import
+    /// would take it for its own leftover and delete it. `--any-name` is for programs that import.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn new_name(&self, name: &str) -> Result<VolumeName> {
+        if name.ends_with(STAGING_SUFFIX) && !self.any_name {
+            return Err(Error::new(ErrorKind::InvalidInput, "volume_name")
+                .with("volume", name)
+                .reason(format!(
+                    "names with {STAGING_SUFFIX} are for unfinished imports"
+                ))
+                .help("choose another name"));
+        }
+        VolumeName::new(name)
     }
 
     /// Tells of `error` and gives its exit code.
@@ -107,19 +143,5 @@ impl App {
 /// What the names of unfinished imports end with.
 pub const STAGING_SUFFIX: &str = ".importing";
 
-/// A name for a new volume. Those of unfinished imports are not for other use: the next import
-/// would take it for its own leftover and delete it.
-///
-/// # Errors
-/// `InvalidInput`.
-pub fn new_name(name: &str) -> Result<VolumeName> {
-    if name.ends_with(STAGING_SUFFIX) {
-        return Err(Error::new(ErrorKind::InvalidInput, "volume_name")
-            .with("volume", name)
-            .reason(format!(
-                "names with {STAGING_SUFFIX} are for unfinished imports"
-            ))
-            .help("choose another name"));
-    }
-    VolumeName::new(name)
-}
+/// Why something was stopped.
+pub const STOPPED: &str = "stopped by a signal, --time-limit or --stop-at-eof";

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use volmux::ErrorKind;
+use volmux::hypervisor::{DiskBus, Hypervisor, RenderOptions};
 
 use crate::serve::ServeArgs;
 
@@ -39,9 +41,28 @@ pub struct Global {
     /// Print JSON with exact bytes, one document a line; errors too
     #[arg(long, global = true)]
     pub json: bool,
+    /// With --json: tell on stderr how far long work is
+    #[arg(long, global = true)]
+    pub progress: bool,
     /// Tell on stderr what is done (-vv: more)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    #[command(flatten)]
+    pub stop: Stop,
+    /// Take names that end in .importing too, which are those of unfinished imports
+    #[arg(long, global = true)]
+    pub any_name: bool,
+}
+
+/// What stops the program besides signals, for programs that start it.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Stop {
+    /// Stop, as on Ctrl-C, when standard input ends: when whoever started this is gone
+    #[arg(long, global = true)]
+    pub stop_at_eof: bool,
+    /// Stop, as on Ctrl-C, after so many seconds
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub time_limit: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,6 +73,10 @@ pub enum Command {
     /// Make, change, copy and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Make a volume reachable for a host or a virtual machine: volume attach, in short
+    Attach(Box<AttachArgs>),
+    /// End an attachment: volume detach, in short
+    Detach(DetachArgs),
     /// Serve volumes to other programs over NBD, until stopped (into a file: volume export)
     Export(Box<ServeArgs>),
     /// Print a shell's completion script
@@ -200,15 +225,11 @@ pub enum VolumeCommand {
     Import(ImportArgs),
     /// Write a volume to an image file (to serve it over NBD: volmux export)
     Export(ExportArgs),
-    /// Make a volume reachable for a host or a virtual machine, and print its path
-    Attach(AttachArgs),
+    /// Make a volume reachable for a host or a virtual machine, and print its path or URL, or what
+    /// the hypervisor must be given
+    Attach(Box<AttachArgs>),
     /// End an attachment; refused while somebody still uses it
-    Detach {
-        /// The volume's name
-        name: String,
-        /// Who has it, as the error of a volume in use names it (attached_to)
-        holder: String,
-    },
+    Detach(DetachArgs),
     /// Take over something that exists in the pool's place and is not yet a volume
     Adopt {
         /// In the pool's own terms: a path below a directory pool's root, a logical volume's name
@@ -222,14 +243,97 @@ pub enum VolumeCommand {
 pub struct AttachArgs {
     /// The volume's name
     pub name: String,
-    /// Who it is for: the name of a host or a virtual machine, to be given to detach
-    pub holder: String,
+    /// Who it is for: the name of a host or a virtual machine, to be given to detach; in an iSCSI
+    /// pool the name of its initiator (iqn.…) [default: this host's name]
+    pub holder: Option<String>,
     /// For reading only
     #[arg(short, long)]
     pub read_only: bool,
     /// Let others write too who ask for the same
     #[arg(long)]
     pub shared: bool,
+    /// Serve the volume over NBD on this Unix socket, from this host and in the background, until it
+    /// is detached with the same --gateway: where the pool attaches nothing, or what it attaches is
+    /// no use to the hypervisor
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub gateway: Option<PathBuf>,
+    #[command(flatten)]
+    pub render: RenderArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DetachArgs {
+    /// The volume's name
+    pub name: String,
+    /// Who has it, as the error of a volume in use names it (attached_to) [default: this host's
+    /// name]
+    pub holder: Option<String>,
+    /// The socket of the gateway that attach started
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub gateway: Option<PathBuf>,
+}
+
+/// What is printed for a hypervisor.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "For a hypervisor")]
+pub struct RenderArgs {
+    /// Print what it must be given: QEMU's arguments, QMP commands, libvirt's XML, xl's disk
+    /// string, the answer of a SMAPIv3 plugin, or a PowerShell module. Nothing stays attached if
+    /// that can't be said
+    #[arg(long = "for", value_name = "HYPERVISOR", value_parser = hypervisor())]
+    pub hypervisor: Option<Hypervisor>,
+    /// The disk's name there: vda, sdb, xvdc
+    #[arg(long, value_name = "NAME", requires = "hypervisor")]
+    device: Option<String>,
+    /// QEMU and libvirt: a SCSI disk instead of virtio-blk
+    #[arg(long, requires = "hypervisor")]
+    scsi: bool,
+    /// QEMU: the name of the block node and the device
+    #[arg(long, value_name = "NAME", requires = "hypervisor")]
+    node: Option<String>,
+    /// QEMU: the bus that the device is put on
+    #[arg(long, value_name = "ID", requires = "hypervisor")]
+    bus_id: Option<String>,
+    /// QEMU and libvirt: go through the host's page cache, where a file system needs it
+    #[arg(long, requires = "hypervisor")]
+    page_cache: bool,
+    /// libvirt: the usage of the secret that it keeps for CHAP [default: the CHAP user]
+    #[arg(long, value_name = "USAGE", requires = "hypervisor")]
+    secret_usage: Option<String>,
+    /// A block device on which this host already has the volume (logged in, connected)
+    #[arg(long, value_name = "PATH", requires = "hypervisor", value_hint = ValueHint::FilePath)]
+    host_device: Option<PathBuf>,
+    /// Hyper-V: a VHDX image to which the volume was written (volume export), as that host names it
+    #[arg(long, value_name = "PATH", requires = "hypervisor")]
+    vhdx: Option<String>,
+}
+
+impl RenderArgs {
+    /// As the library takes them.
+    pub fn options(&self, shared: bool) -> RenderOptions {
+        RenderOptions {
+            node: self.node.clone(),
+            device: self.device.clone(),
+            bus: if self.scsi {
+                DiskBus::Scsi
+            } else {
+                DiskBus::Virtio
+            },
+            bus_id: self.bus_id.clone(),
+            shared,
+            page_cache: self.page_cache,
+            secret_usage: self.secret_usage.clone(),
+            host_device: self.host_device.clone(),
+            vhdx: self.vhdx.clone(),
+            ..RenderOptions::default()
+        }
+    }
+}
+
+/// The names that the library knows, also for completions.
+fn hypervisor() -> impl TypedValueParser<Value = Hypervisor> {
+    PossibleValuesParser::new(Hypervisor::ALL.map(Hypervisor::name))
+        .try_map(|name| name.parse::<Hypervisor>())
 }
 
 #[derive(Args, Debug)]

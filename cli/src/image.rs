@@ -11,6 +11,7 @@ use serde::Deserialize;
 use volmux::{ByteSize, Error, ErrorKind, Result};
 
 use crate::args::Format;
+use crate::vhdx;
 
 const OP: &str = "import_volume";
 /// An image that claims more than this is taken for broken or hostile unless the caller says the
@@ -104,10 +105,19 @@ impl ImageFile {
         let checked = match format {
             Format::Raw => Ok(()),
             Format::Qcow2 => check_qcow2(&read(0)?),
-            Format::Vhdx => check_vhdx(&read(0)?),
+            Format::Vhdx => match check_vhdx(&read(0)?) {
+                Ok(()) if vhdx::has_parent(read)? => Err(PARENT),
+                checked => checked,
+            },
             Format::Vpc => check_vpc(&read(0)?, &read(self.length.saturating_sub(512))?),
         };
-        checked.map_err(|reason| self.refuse(reason))
+        checked.map_err(|reason| match reason {
+            PARENT => self.refuse(reason).help(
+                "merge it into its parent where it was made (in Hyper-V: remove the checkpoint, or \
+                 Merge-VHD), and import that",
+            ),
+            _ => self.refuse(reason),
+        })
     }
 
     /// Checks a virtual size that the image claims; `asked` is the size that the caller gave.
@@ -214,7 +224,10 @@ fn check_qcow2(header: &[u8; 512]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// MS-VHDX 2.2.1. Parents are in the metadata region, and QEMU refuses them.
+/// Why a differencing image is not read.
+const PARENT: &str = "it refers to a parent image, which is not followed";
+
+/// MS-VHDX 2.2.1. Parents are in the metadata region.
 fn check_vhdx(header: &[u8; 512]) -> Result<(), &'static str> {
     match header.starts_with(b"vhdxfile") {
         true => Ok(()),
@@ -240,7 +253,7 @@ fn check_vpc(first: &[u8; 512], last: &[u8; 512]) -> Result<(), &'static str> {
         .iter()
         .any(|footer| be32(footer, 60) == DIFFERENCING)
     {
-        return Err("it refers to a parent image, which is not followed");
+        return Err(PARENT);
     }
     Ok(())
 }

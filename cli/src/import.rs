@@ -14,7 +14,7 @@ use volmux::{
     SpaceRequest, Volume, VolumeName,
 };
 
-use crate::app::{App, STAGING_SUFFIX, new_name};
+use crate::app::{App, STAGING_SUFFIX};
 use crate::args::{Format, ImportArgs};
 use crate::for_qemu;
 use crate::image::ImageFile;
@@ -31,7 +31,7 @@ const OP: &str = "import_volume";
 /// # Errors
 /// Those of the image, of qemu-img and of the pool; then there is no such volume.
 pub async fn run(app: &App, args: &ImportArgs) -> Result<u8> {
-    let name = new_name(&args.name)?;
+    let name = app.new_name(&args.name)?;
     let asked: Option<ByteSize> = args.size.as_deref().map(str::parse).transpose()?;
     let pool = &app.pool().await?;
     let image = ImageFile::open(&args.file)?;

@@ -3,6 +3,7 @@
 mod app;
 mod args;
 mod attach;
+mod background;
 mod config;
 mod destroy;
 mod export;
@@ -18,6 +19,7 @@ mod raw_file;
 mod serve;
 mod signals;
 mod verify;
+mod vhdx;
 mod volume;
 
 use std::time::Duration;
@@ -31,7 +33,7 @@ use tracing::level_filters::LevelFilter;
 use volmux::{Error, Result};
 
 use crate::app::App;
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Stop};
 
 /// How long the end of what goes on in the background is waited for.
 const SETTLE_TIME: Duration = Duration::from_secs(10);
@@ -52,8 +54,9 @@ fn main() {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    let stop = cli.global.stop;
     let app = App::new(cli.global, CancellationToken::new());
-    let code = run(&app, cli.command)
+    let code = run(&app, cli.command, stop)
         .and_then(|code| app.out.flush().map(|()| code))
         .unwrap_or_else(|error| {
             // What was printed before the error is still whole and wanted.
@@ -64,7 +67,7 @@ fn main() {
     std::process::exit(i32::from(code));
 }
 
-fn run(app: &App, command: Command) -> Result<u8> {
+fn run(app: &App, command: Command, stop: Stop) -> Result<u8> {
     // It changes the environment, which is not safe once there are other threads.
     let handed_over = ListenFd::from_env();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -72,10 +75,12 @@ fn run(app: &App, command: Command) -> Result<u8> {
         .build()
         .map_err(|e| Error::from_io("start_runtime", e))?;
     let result = runtime.block_on(async {
-        signals::watch(app.cancel.clone())?;
+        signals::watch(app.cancel.clone(), stop)?;
         match command {
             Command::Pool(command) => Box::pin(pool::run(app, command)).await,
             Command::Volume(command) => Box::pin(volume::run(app, command)).await,
+            Command::Attach(args) => Box::pin(attach::attach(app, &args)).await,
+            Command::Detach(args) => Box::pin(attach::detach(app, &args)).await,
             Command::Export(args) => Box::pin(serve::run(app, &args, handed_over)).await,
             Command::Completions { shell } => generate::completions(app, shell),
             Command::Man { dir } => generate::man(app, dir.as_deref()),

@@ -1,6 +1,6 @@
 //! `volmux pool …`
 
-use volmux::{AuditOptions, Control, Result};
+use volmux::{AuditOptions, Result};
 
 use crate::app::App;
 use crate::args::{EXIT_UNCLEAN, PoolCommand};
@@ -42,7 +42,9 @@ async fn audit(app: &App, repair: bool, dry_run: bool) -> Result<u8> {
 
 async fn scrub(app: &App) -> Result<u8> {
     let pool = app.pool().await?;
-    let report = app.guard("scrub", pool.scrub(Control::new())).await?;
+    let (bar, control) = app.progress("scrub");
+    let report = app.guard("scrub", pool.scrub(control)).await?;
+    drop(bar);
     let document = AuditDoc::new(pool.as_ref(), &report, false, false);
     app.out.show(&document, || audit_text(&report, false))?;
     Ok(if report.is_clean() { 0 } else { EXIT_UNCLEAN })

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use volmux::{ByteSize, Control, Error, ErrorKind, Result, VolumeName};
 
+use crate::app::STOPPED;
 use crate::args::Format;
 use crate::image::ImageInfo;
 
@@ -314,7 +315,7 @@ impl QemuImg {
         let (Some((stdout, stderr, status)), false) = (finished, self.cancel.is_cancelled()) else {
             // Waits for its end: it must not write to what is cleaned up next.
             child.kill().await.map_err(broken)?;
-            return Err(Error::new(ErrorKind::TimedOut, op).reason("stopped by a signal"));
+            return Err(Error::new(ErrorKind::TimedOut, op).reason(STOPPED));
         };
         Ok(Finished {
             status,

@@ -6,7 +6,7 @@ use volmux::{
     Provisioning, Result, SnapshotOptions, Volume, VolumeName,
 };
 
-use crate::app::{App, new_name};
+use crate::app::App;
 use crate::args::{SortKey, VolumeCommand};
 use crate::output::{VolumeDoc, fragments_text, list_heading, list_line, made_line, volume_text};
 use crate::{attach, destroy, export, extents, import};
@@ -51,7 +51,7 @@ pub async fn run(app: &App, command: VolumeCommand) -> Result<u8> {
         C::Import(args) => import::run(app, &args).await,
         C::Export(args) => export::run(app, &args).await,
         C::Attach(args) => attach::attach(app, &args).await,
-        C::Detach { name, holder } => attach::detach(app, &name, &holder).await,
+        C::Detach(args) => attach::detach(app, &args).await,
         C::Adopt { what, name } => adopt(app, &what, &name).await,
     }
 }
@@ -78,7 +78,7 @@ pub async fn show_made(app: &App, pool: &dyn Pool, verb: &str, volume: &Volume) 
 }
 
 async fn create(app: &App, name: &str, size: &str, thick: bool) -> Result<u8> {
-    let name = new_name(name)?;
+    let name = app.new_name(name)?;
     let options = CreateOptions {
         size: size.parse()?,
         provisioning: provisioning(thick),
@@ -103,7 +103,7 @@ async fn info(app: &App, name: &str) -> Result<u8> {
 }
 
 async fn rename(app: &App, name: &str, to: &str) -> Result<u8> {
-    let (name, to) = (VolumeName::new(name)?, new_name(to)?);
+    let (name, to) = (VolumeName::new(name)?, app.new_name(to)?);
     let pool = app.pool().await?;
     let volume = app
         .guard("rename_volume", pool.rename_volume(&name, &to))
@@ -115,7 +115,7 @@ async fn rename(app: &App, name: &str, to: &str) -> Result<u8> {
 }
 
 async fn adopt(app: &App, what: &str, name: &str) -> Result<u8> {
-    let name = new_name(name)?;
+    let name = app.new_name(name)?;
     let pool = app.pool().await?;
     let volume = app
         .guard("adopt_volume", pool.adopt_volume(what, &name))
@@ -139,7 +139,7 @@ async fn take_over(app: &App, name: &str) -> Result<u8> {
 }
 
 async fn snapshot(app: &App, source: &str, name: &str) -> Result<u8> {
-    let (source, name) = (VolumeName::new(source)?, new_name(name)?);
+    let (source, name) = (VolumeName::new(source)?, app.new_name(name)?);
     let pool = app.pool().await?;
     let (bar, control) = app.progress("snapshot");
     let volume = pool
@@ -150,7 +150,7 @@ async fn snapshot(app: &App, source: &str, name: &str) -> Result<u8> {
 }
 
 async fn clone(app: &App, source: &str, name: &str) -> Result<u8> {
-    let (source, name) = (VolumeName::new(source)?, new_name(name)?);
+    let (source, name) = (VolumeName::new(source)?, app.new_name(name)?);
     let pool = app.pool().await?;
     let (bar, control) = app.progress("clone");
     let volume = pool
@@ -161,7 +161,7 @@ async fn clone(app: &App, source: &str, name: &str) -> Result<u8> {
 }
 
 async fn copy(app: &App, source: &str, name: &str, to: Option<&str>) -> Result<u8> {
-    let (source, name) = (VolumeName::new(source)?, new_name(name)?);
+    let (source, name) = (VolumeName::new(source)?, app.new_name(name)?);
     let pool = app.pool().await?;
     let target = match to {
         Some(to) => app.named_pool(to).await?,

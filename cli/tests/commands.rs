@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 fn volume(name: &str, size: u64) -> Value {
     json!({
         "schema": "volmux.volume.v1", "name": name, "id": "ID", "virtual_size": size,
-        "allocated": 0, "exclusive": null, "fragments": null, "depth": null,
+        "allocated": 0, "exclusive": null, "fragments": null, "depth": null, "attachments": [],
         "provisioning": "thin", "origin": null, "created": "TIME",
     })
 }

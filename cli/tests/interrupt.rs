@@ -5,10 +5,11 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Stdio};
 
 use common::{Done, Place, alive, finish, qemu_img, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// Copied at once, as it is one hole, but takes hours to checksum.
 const HUGE: u64 = 4 << 40;
@@ -224,4 +225,131 @@ fn a_second_signal_ends_it_at_once() {
     kill(&child, Signal::TERM);
     assert_eq!(finish(child).code, Some(22));
     drop(writer);
+}
+
+/// The program with a standard input that the test holds.
+fn with_input(place: &Place, args: &[&str]) -> Child {
+    let mut command = place.command(args);
+    command.stdin(Stdio::piped());
+    command.spawn().expect("spawn")
+}
+
+#[test]
+fn the_end_of_standard_input_and_of_the_time_limit_stop_it_like_a_signal() {
+    for (option, why) in [
+        ("--stop-at-eof", "standard input has ended"),
+        ("--time-limit=2", "the time limit is over"),
+    ] {
+        let place = Place::new();
+        let file = fs::File::create(place.path("huge")).expect("file");
+        file.set_len(HUGE).expect("size");
+        let args = [
+            "--json", option, "volume", "import", "huge", "web", "-f", "raw", "--verify",
+        ];
+        let mut child = with_input(&place, &args);
+        let input = child.stdin.take();
+        if option == "--stop-at-eof" {
+            wait_until("staged", || staged(&place).exists());
+            assert!(child.try_wait().expect("wait").is_none());
+            drop(input);
+        }
+        let done = finish(child);
+        assert!(done.stderr.starts_with(why), "{done:?}");
+        cancelled(&done);
+        assert_eq!(place.names(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn input_is_read_only_where_that_is_asked_for() {
+    let place = Place::new();
+    place.run(&["volume", "create", "web", "1MiB"]).ok();
+    let list = ["--json", "volume", "list"];
+    assert_eq!(
+        place.run(&list).json()["name"],
+        "web",
+        "its input has ended"
+    );
+    let child = with_input(&place, &["--json", "--stop-at-eof", "volume", "list"]);
+    // Its input goes on.
+    let output = finish_open(child);
+    assert_eq!(output.json()["name"], "web");
+}
+
+/// Waits for the end with standard input open.
+fn finish_open(mut child: Child) -> Done {
+    let input = child.stdin.take();
+    let done = finish(child);
+    drop(input);
+    done
+}
+
+#[test]
+fn what_hangs_ends_by_itself_where_nobody_can_send_a_second_signal() {
+    let place = Place::new();
+    let fifo = place.text("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.expect("mkfifo").success());
+    // A configuration that never comes: nothing can cancel the reading of it.
+    let args = [
+        "--config",
+        &fifo,
+        "-p",
+        "fast",
+        "--stop-at-eof",
+        "volume",
+        "list",
+    ];
+    let mut child = with_input(&place, &args);
+    let writer = fs::OpenOptions::new()
+        .write(true)
+        .open(&fifo)
+        .expect("fifo");
+    drop(child.stdin.take());
+    assert_eq!(finish(child).code, Some(22));
+    drop(writer);
+}
+
+#[test]
+fn progress_is_told_where_it_is_asked_for() {
+    let place = Place::new();
+    place.image("disk", 8 << 20);
+    let import = ["volume", "import", "disk", "web", "-f", "raw"];
+    // Other things may be told of too: that the file system under all tests fills up, for one.
+    let told = |done: &Done| {
+        let mut documents = common::lines(&done.stderr);
+        documents.retain(|document| document["schema"] == "volmux.progress.v1");
+        documents
+    };
+    let done = place.json(&import);
+    done.ok();
+    assert_eq!(told(&done), Vec::<Value>::new());
+    let done = place.json(&["--progress", "volume", "copy", "web", "copy"]);
+    done.ok();
+    let told = told(&done);
+    for document in &told {
+        assert_eq!(document["what"], "copy");
+        assert!(document["done"].as_u64() <= document["total"].as_u64());
+    }
+    let last = told.last().expect("progress");
+    assert!(last["total"].as_u64() > Some(1 << 20), "{last}");
+    assert_eq!(last["done"], last["total"]);
+    // On its own it is for terminals, and none is here.
+    let done = place.run(&["--progress", "volume", "copy", "web", "other"]);
+    done.ok();
+    assert!(!done.stderr.contains("progress"), "{done:?}");
+}
+
+#[test]
+fn programs_that_import_may_use_the_names_for_that() {
+    let place = Place::new();
+    let create = ["volume", "create", "web.importing", "1MiB"];
+    place.json(&create).error(14, "InvalidInput");
+    let mut any = vec!["--any-name"];
+    any.extend(create);
+    assert_eq!(place.json(&any).json()["name"], "web.importing");
+    place
+        .run(&["volume", "rename", "web.importing", "web"])
+        .ok();
+    assert_eq!(place.names(), ["web"]);
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -286,31 +286,50 @@ fn signals_end_it_with_everything_written() {
     }
 }
 
-/// A client that asked for more than the sockets hold and reads no answer, killed when dropped.
-struct Stuck(Child);
-
-impl Stuck {
-    fn connect(place: &Place, uri: &str, statistics: &str) -> Self {
-        let child = Command::new("nbdcopy")
-            .args(["--no-extents", uri, "null:"])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nbdcopy");
-        let stuck = Stuck(child);
-        let requests =
-            |status: &Value| status["exports"][0]["requests"]["read"]["requests"].clone();
-        let status = || place.json(&["export", "--status", statistics]).json();
-        common::wait_until("it reads", || requests(&status()) != 0);
-        let pid = rustix::process::Pid::from_child(&stuck.0);
-        rustix::process::kill_process(pid, Signal::STOP).expect("stop");
-        stuck
-    }
+/// A client that asked for more than the sockets hold and reads no answer.
+struct Stuck {
+    _stream: UnixStream,
 }
 
-impl Drop for Stuck {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl Stuck {
+    fn connect(place: &Place, statistics: &str) -> Self {
+        let mut stream = UnixStream::connect(place.path("s")).expect("connect");
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).expect("a greeting");
+        // Fixed newstyle without zeroes; NBD_OPT_GO of the default export, without questions.
+        let mut hello = 3u32.to_be_bytes().to_vec();
+        hello.extend_from_slice(b"IHAVEOPT");
+        for number in [7u32, 6, 0] {
+            hello.extend_from_slice(&number.to_be_bytes());
+        }
+        hello.extend_from_slice(&[0; 2]);
+        stream.write_all(&hello).expect("a handshake");
+        // Replies, up to NBD_REP_ACK.
+        loop {
+            let mut reply = [0; 20];
+            stream.read_exact(&mut reply).expect("a reply");
+            let field = |at: usize| reply[at..at + 4].try_into().map(u32::from_be_bytes);
+            let (kind, length) = (field(12).expect("4 bytes"), field(16).expect("4 bytes"));
+            let mut data = vec![0; length as usize];
+            stream.read_exact(&mut data).expect("its data");
+            if kind == 1 {
+                break;
+            }
+        }
+        let mut requests = Vec::new();
+        for cookie in 0..512u64 {
+            requests.extend_from_slice(&0x2560_9513u32.to_be_bytes());
+            requests.extend_from_slice(&[0; 4]);
+            requests.extend_from_slice(&cookie.to_be_bytes());
+            requests.extend_from_slice(&[0; 8]);
+            requests.extend_from_slice(&(64u32 << 10).to_be_bytes());
+        }
+        stream.write_all(&requests).expect("requests");
+        let status = || place.json(&["export", "--status", statistics]).json();
+        let answered =
+            |status: &Value| status["exports"][0]["requests"]["read"]["requests"].clone();
+        common::wait_until("it reads", || answered(&status()) != 0);
+        Stuck { _stream: stream }
     }
 }
 
@@ -330,8 +349,7 @@ fn a_client_that_reads_no_answers_does_not_keep_it_from_ending() {
     let start = |drain_time: &str| {
         let serving = Serving::start(&place, &[&args[..], &["--drain-time", drain_time]].concat());
         serving.line();
-        let uri = format!("nbd+unix:///web?socket={}", place.text("s"));
-        let stuck = Stuck::connect(&place, &uri, "unix:st");
+        let stuck = Stuck::connect(&place, "unix:st");
         serving.signal(Signal::TERM);
         serving.wait_for_stderr("stopping");
         (serving, stuck)

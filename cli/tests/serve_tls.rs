@@ -6,7 +6,10 @@ mod common;
 use std::fs;
 
 use common::Place;
+use common::qemu::{Qemu, give};
 use common::serving::{Serving, tool};
+use volmux::hypervisor::{Hypervisor, RenderOptions};
+use volmux::{Access, AttachTarget, Attachment, Holder, NbdAddress, VolumeId, VolumeName};
 
 /// Makes an authority and certificates in `tls`, and what a client needs of them in `client`, with
 /// its own certificate, and in `stranger`, without.
@@ -102,4 +105,35 @@ fn without_verification_anybody_gets_in_and_that_is_told() {
     .expect("copy");
     assert_ne!(code(&with("stranger")), Some(0));
     serving.stop();
+}
+
+#[test]
+fn qemu_takes_what_is_rendered_for_it() {
+    let place = place();
+    let (_serving, uri) = start(&place, &["--tls-verify-clients"]);
+    let port = uri.trim_start_matches("nbds://127.0.0.1:");
+    let (port, _) = port.split_once('/').expect("a port");
+    let attached = Attachment {
+        volume: VolumeName::new("web").expect("a good name"),
+        id: VolumeId::random(),
+        holder: Holder::new("vm").expect("a good holder"),
+        access: Access::ReadWrite,
+        target: AttachTarget::Nbd {
+            address: NbdAddress::Tcp {
+                host: "127.0.0.1".into(),
+                port: port.parse().expect("a number"),
+            },
+            export: "web".into(),
+            tls: true,
+        },
+    };
+    let with = |directory: &str| RenderOptions {
+        tls_credentials: Some(place.path(directory)),
+        ..RenderOptions::default()
+    };
+    let mut qemu = give(&attached, &with("client"), "raw");
+    let read = qemu.io("read -P 0 0 4096");
+    assert!(read.contains("read 4096/4096"), "{read}");
+    let stranger = attached.render(Hypervisor::Qemu, &with("stranger"));
+    Qemu::try_start(&stranger.expect("rendered").arguments).expect_err("no certificate");
 }

@@ -228,8 +228,20 @@ fn images_that_refer_to_others_or_are_encrypted_are_refused() {
     let mut footer = fs::read(&parent).expect("vpc");
     footer[63] = 4;
     fs::write(&child, footer).expect("vpc");
+    let differencing = place.text("child.vhdx");
+    qemu_img(&["create", "-q", "-f", "vhdx", &differencing, "4M"]);
+    let mut image = fs::read(&differencing).expect("vhdx");
+    // The id of the file parameters, in the metadata region; HasParent is bit 1 of its flags.
+    let id = [0x37, 0x67, 0xa1, 0xca, 0x36, 0xfa, 0x43, 0x4d];
+    let entry = image.windows(8).position(|bytes| bytes == id);
+    let region = image.windows(8).position(|bytes| bytes == b"metadata");
+    let (entry, region) = (entry.expect("an entry"), region.expect("a region"));
+    let item = u32::from_le_bytes(image[entry + 16..entry + 20].try_into().expect("four"));
+    image[region + item as usize + 4] |= 2;
+    fs::write(&differencing, image).expect("vhdx");
     let before = place.pool_state();
     for (image, format, word) in [
+        (differencing.as_str(), "vhdx", "parent image"),
         (backing.as_str(), "qcow2", "backing file"),
         (&data, "qcow2", "another file"),
         (&luks, "qcow2", "encrypted"),

@@ -62,6 +62,11 @@ impl Control {
         self.cancel.is_cancelled()
     }
 
+    /// Waits until it was asked to stop.
+    pub async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+
     /// For those who work: tells how far it is.
     pub fn report(&self, done: u64, total: u64) {
         if let Some(watch) = &self.progress {

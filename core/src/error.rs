@@ -200,6 +200,13 @@ impl Error {
         self
     }
 
+    /// Changes the operation, where that of a helper is not what the caller was asked for.
+    #[must_use]
+    pub fn with_op(mut self, op: &'static str) -> Self {
+        self.0.op = op;
+        self
+    }
+
     /// What sort of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -2,7 +2,9 @@
 //!
 //! [`Pool`] is what a backend implements and a program uses; [`BlockDevice`] is an open volume.
 //! [`Registry`] turns a URL into a pool. [`memory`] is the reference backend, which defines what
-//! every other one does. [`layers`] wrap any pool; [`blocking`] is for programs without async.
+//! every other one does. [`hypervisor`] renders what is attached for QEMU and others, and [`group`] takes
+//! snapshots of several volumes at one moment. [`layers`] wrap any pool; [`blocking`] is for programs
+//! without async.
 
 mod attach;
 mod audit;
@@ -13,6 +15,8 @@ mod control;
 mod device;
 mod error;
 mod extent;
+pub mod group;
+pub mod hypervisor;
 pub mod layers;
 pub mod memory;
 mod pool;
@@ -23,7 +27,9 @@ mod turns;
 mod usage;
 mod volume;
 
-pub use attach::{Access, AttachOptions, AttachTarget, Attachment, Holder, Sharing};
+pub use attach::{
+    Access, AttachOptions, AttachTarget, Attachment, ChapReference, Holder, NbdAddress, Sharing,
+};
 pub use audit::{AuditOptions, AuditReport, Collected, Finding, FindingKind};
 pub use buffer::Buffer;
 pub use capability::{Capabilities, Support};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::{Error, ErrorKind, Pool, Result};
 
@@ -57,6 +58,52 @@ impl PoolUrl {
         }
         self.options.insert(key, value.into());
         Ok(())
+    }
+
+    /// From a JSON object: its URL under `url`, and beside it options, each a text, a number or a
+    /// boolean. So a configuration needs no escapes as those of a URL.
+    ///
+    /// ```
+    /// # use volmux_core::PoolUrl;
+    /// let url = PoolUrl::from_json(r#"{"url": "dir:///srv/volumes", "warn_percent": 80}"#)?;
+    /// assert_eq!(url.to_string(), "dir:///srv/volumes");
+    /// # Ok::<(), volmux_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidConfig` for what is none, and for an option that the URL has too.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::new(ErrorKind::InvalidConfig, OP)
+                .help(r#"write {"url": "dir:///srv/volumes", "OPTION": VALUE, ...}"#)
+        };
+        let mut object: serde_json::Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| {
+                // Its text may hold what is not for logs.
+                let (line, column) = (error.line(), error.column());
+                wrong()
+                    .with("line", line)
+                    .with("column", column)
+                    .reason("this is not a JSON object")
+            })?;
+        let mut url: PoolUrl = match object.remove("url") {
+            Some(Value::String(url)) => url.parse()?,
+            Some(_) => return Err(wrong().reason("the url is not a text")),
+            None => return Err(wrong().reason("there is no url")),
+        };
+        for (key, value) in object {
+            let value = match value {
+                Value::String(text) => text,
+                Value::Number(number) => number.to_string(),
+                Value::Bool(flag) => flag.to_string(),
+                Value::Null | Value::Array(_) | Value::Object(_) => {
+                    let reason = "an option is a text, a number or a boolean";
+                    return Err(wrong().with("option", key).reason(reason));
+                }
+            };
+            url.set_option(key, value)?;
+        }
+        Ok(url)
     }
 
     /// The options as a backend's typed configuration, which must deny unknown fields.
@@ -278,6 +325,42 @@ mod tests {
         assert_eq!(parse("dir:///srv").to_string(), "dir:///srv");
         assert_eq!(parse("memory:").to_string(), "memory:");
         assert_eq!(parse("MEMORY:").scheme(), "memory");
+    }
+
+    #[test]
+    fn a_json_object_is_a_url_with_options() {
+        let json = r#"{"size": 5, "url": "disk:?label=a%26b", "init": true}"#;
+        let settings: Settings = PoolUrl::from_json(json).expect(json).options().expect(json);
+        assert_eq!((settings.size, settings.init), (5, true));
+        assert_eq!(settings.label.as_deref(), Some("a&b"));
+    }
+
+    #[test]
+    fn wrong_json_is_refused_and_says_why() {
+        for (json, reason) in [
+            ("", "not a JSON object"),
+            ("[]", "not a JSON object"),
+            ("{\"url\": \"memory:\"", "not a JSON object"),
+            ("{}", "no url"),
+            (r#"{"url": 5}"#, "not a text"),
+            (r#"{"url": "x"}"#, "not a URL"),
+            (
+                r#"{"url": "memory:", "a": null}"#,
+                "a text, a number or a boolean",
+            ),
+            (
+                r#"{"url": "memory:", "a": [1]}"#,
+                "a text, a number or a boolean",
+            ),
+            (r#"{"url": "memory:?a=1", "a": 2}"#, "given twice"),
+        ] {
+            let error = PoolUrl::from_json(json).expect_err(json);
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{json}");
+            let given = error.get("reason").expect("a reason");
+            assert!(given.contains(reason), "{json}: {given}");
+        }
+        let secret = PoolUrl::from_json(r#"{"url": "memory:", "key": hunter2}"#).expect_err("");
+        assert!(!format!("{secret:?}").contains("hunter2"));
     }
 
     #[test]

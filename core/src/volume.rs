@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{ByteSize, Error, ErrorKind, Result};
+use crate::{AttachOptions, ByteSize, Error, ErrorKind, Result};
 
 /// A checked volume name: `[A-Za-z0-9_][A-Za-z0-9_.+-]{0,126}`.
 ///
@@ -207,6 +207,8 @@ pub struct Volume {
     pub origin: Option<Origin>,
     /// When it was made (a snapshot: the moment that it shows).
     pub created: SystemTime,
+    /// Who it is attached to, and how.
+    pub attachments: Vec<AttachOptions>,
 }
 
 impl Volume {
@@ -223,6 +225,7 @@ impl Volume {
             provisioning: Provisioning::Thin,
             origin: None,
             created: SystemTime::now(),
+            attachments: Vec::new(),
         }
     }
 

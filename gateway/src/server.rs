@@ -14,7 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use volmux_core::{Error, ErrorKind, Pool, Result};
+use volmux_core::{
+    Access, AttachTarget, Attachment, Error, ErrorKind, Holder, Pool, Result, VolumeName,
+};
 
 use crate::budget::Budget;
 use crate::client::Peer;
@@ -153,6 +155,44 @@ impl Server {
     /// Where it answers `/metrics` and `/status`, if it does.
     pub fn statistics_address(&self) -> Option<&Address> {
         self.statistics.as_ref().map(|(_, address, _)| address)
+    }
+
+    /// How a host reaches a served volume at one of the [`addresses`](Self::addresses), as of a volume
+    /// that is attached: to be rendered for a hypervisor. It attaches nothing; `holder` is whom it is
+    /// meant for. What is returned does not borrow the server.
+    ///
+    /// # Errors
+    /// `NotFound` for a volume that is not served; `InvalidInput` if there are not so many addresses.
+    pub fn attachment(
+        &self,
+        address: usize,
+        volume: &VolumeName,
+        holder: Holder,
+    ) -> impl Future<Output = Result<Attachment>> + Send + use<> {
+        let (shared, volume) = (self.shared.clone(), volume.clone());
+        async move {
+            let listening = shared.addresses.get(address).ok_or_else(|| {
+                Error::new(ErrorKind::InvalidInput, "export_attachment")
+                    .with("address", address)
+                    .with("addresses", shared.addresses.len())
+                    .reason("it does not listen at so many addresses")
+            })?;
+            let seen = shared.catalog.preview(&volume).await?;
+            Ok(Attachment {
+                id: seen.volume.id,
+                holder,
+                access: match seen.writable {
+                    true => Access::ReadWrite,
+                    false => Access::ReadOnly,
+                },
+                target: AttachTarget::Nbd {
+                    address: listening.into(),
+                    export: volume.to_string(),
+                    tls: shared.tls.is_some(),
+                },
+                volume,
+            })
+        }
     }
 
     /// What it does now.

@@ -1,39 +1,32 @@
 //! NBD URIs.
 
-use std::fmt::Write;
-use std::os::unix::ffi::OsStrExt;
-
-use volmux_core::VolumeName;
+use volmux_core::{NbdAddress, VolumeName};
 
 use crate::options::Address;
 
-impl Address {
-    /// The NBD URI of an export at this address, as clients take it, by the
-    /// [specification](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md);
-    /// without a volume that of the default export. `tls` asks the client for TLS.
-    pub fn uri(&self, volume: Option<&VolumeName>, tls: bool) -> String {
-        let secure = if tls { "s" } else { "" };
-        let export = volume.map_or("", VolumeName::as_str);
-        match self {
-            Address::Tcp(address) => format!("nbd{secure}://{address}/{export}"),
-            Address::Unix(path) => {
-                let mut uri = format!("nbd{secure}+unix:///{export}?socket=");
-                for byte in path.as_os_str().as_bytes() {
-                    match byte {
-                        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => uri.push(char::from(*byte)),
-                        b'-' | b'.' | b'_' | b'~' | b'/' => uri.push(char::from(*byte)),
-                        _ => write!(uri, "%{byte:02X}").expect("writing to a string succeeds"),
-                    }
-                }
-                uri
-            }
+impl From<&Address> for NbdAddress {
+    fn from(address: &Address) -> Self {
+        match address {
+            Address::Unix(path) => NbdAddress::Unix { path: path.clone() },
+            Address::Tcp(address) => NbdAddress::Tcp {
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
         }
+    }
+}
+
+impl Address {
+    /// See [`NbdAddress::uri`]; without a volume, that of the default export.
+    pub fn uri(&self, volume: Option<&VolumeName>, tls: bool) -> String {
+        NbdAddress::from(self).uri(volume.map_or("", VolumeName::as_str), tls)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
 
     use super::*;
 

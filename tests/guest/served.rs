@@ -1,26 +1,19 @@
 //! Guests on volumes that the gateway serves.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
-use volmux::memory::MemoryPool;
-use volmux::nfs::{DirConfig, DirPool};
-use volmux::{
-    Access, ByteSize, CloneOptions, CreateOptions, ErrorKind, OpenOptions, Pool, Sharing,
-    SnapshotOptions, VolumeName,
-};
-use volmux_conformance::read_all;
+use volmux::hypervisor::RenderOptions;
+use volmux::{Access, ByteSize, CreateOptions, ErrorKind, Holder, Sharing};
 use volmux_conformance::scratch::LoopFs;
 use volmux_gateway::{
     Address, ExportOptions, Exports, Limits, Listen, ServeOptions, Server, serve,
 };
-use volmux_guest::{Disk, Guest, Image};
+use volmux_guest::{Disk, Guest, Image, Store, name};
 
 /// How long a server may take to stop.
 const STOP: Duration = Duration::from_secs(60);
@@ -28,8 +21,7 @@ const STOP: Duration = Duration::from_secs(60);
 /// A pool that holds the image of a guest in the volume `guest`, and a place for its server.
 struct Lab {
     // In this order: what runs ends before what it works on.
-    runtime: Runtime,
-    pool: Arc<dyn Pool>,
+    store: Store,
     image: Image,
     directory: TempDir,
     scratch: Option<LoopFs>,
@@ -40,54 +32,33 @@ impl Lab {
     fn on_xfs() -> Lab {
         // First, so that the threads of the runtime see it.
         let scratch = LoopFs::xfs(512 << 20);
-        let runtime = Runtime::new().expect("a runtime");
-        let pool = runtime.block_on(open(&scratch));
-        Lab::new(runtime, pool, Some(scratch))
+        Lab::new(Store::open(&url(&scratch)), Some(scratch))
     }
 
     fn in_memory() -> Lab {
-        let runtime = Runtime::new().expect("a runtime");
-        Lab::new(runtime, MemoryPool::unlimited(), None)
+        Lab::new(Store::open("memory:"), None)
     }
 
-    fn new(runtime: Runtime, pool: Arc<dyn Pool>, scratch: Option<LoopFs>) -> Lab {
-        let lab = Lab {
-            runtime,
-            pool,
-            image: Image::new(),
+    fn new(store: Store, scratch: Option<LoopFs>) -> Lab {
+        let image = Image::new();
+        store.import(&image, "guest");
+        Lab {
+            store,
+            image,
             directory: tempfile::tempdir().expect("a directory"),
             scratch,
-        };
-        lab.runtime.block_on(lab.import());
-        lab
-    }
-
-    /// Imports the image, as a program would: what is zero is left out.
-    async fn import(&self) {
-        const CHUNK: usize = 64 << 10;
-        let image = Bytes::from(fs::read(self.image.disk()).expect("the image"));
-        let size = CreateOptions::thin(ByteSize::new(Image::BYTES));
-        let made = self.pool.create_volume(&name("guest"), size).await;
-        made.expect("create the volume");
-        let options = OpenOptions::read_write();
-        let device = self.pool.open_volume(&name("guest"), options).await;
-        let device = device.expect("open the volume");
-        for offset in (0..image.len()).step_by(CHUNK) {
-            let chunk = image.slice(offset..image.len().min(offset + CHUNK));
-            if chunk.iter().any(|&byte| byte != 0) {
-                device.write_at(offset as u64, chunk).await.expect("write");
-            }
         }
-        device.flush().await.expect("flush");
     }
 
     /// The pool in another process, as far as a test has one: a pool object of its own, where pools
     /// can have several.
-    fn other_pool(&self) -> Arc<dyn Pool> {
-        match &self.scratch {
-            Some(scratch) => self.runtime.block_on(open(scratch)),
-            None => Arc::clone(&self.pool),
+    fn other_store(&self) -> Store {
+        let mut other = self.store.clone();
+        if let Some(scratch) = &self.scratch {
+            let pool = self.store.on(volmux::registry().open(&url(scratch)));
+            other.pool = pool.expect("open the pool");
         }
+        other
     }
 
     fn socket(&self) -> PathBuf {
@@ -106,8 +77,8 @@ impl Lab {
                 statistics: None,
                 limits: Limits::default(),
             };
-            let served = serve(Arc::clone(&self.pool), options);
-            match self.runtime.block_on(served) {
+            let served = serve(Arc::clone(&self.store.pool), options);
+            match self.store.on(served) {
                 Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < STOP => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -123,111 +94,72 @@ impl Lab {
     }
 
     fn stop(&self, server: Server) {
-        self.runtime.block_on(server.stop(STOP)).expect("stop");
+        self.store.on(server.stop(STOP)).expect("stop");
     }
 
-    fn disk(&self, export: &str) -> Disk {
-        Disk::new(self.socket(), export)
+    /// What is rendered of a volume that is served.
+    fn disk(&self, server: &Server, volume: &str) -> Disk {
+        let holder = Holder::new("guest").expect("a holder");
+        let attached = self.store.on(server.attachment(0, &name(volume), holder));
+        Disk::of(&attached.expect("it is served"), &RenderOptions::default())
     }
 
-    fn boot(&self, export: &str, work: &[&str]) -> Guest {
-        Guest::boot(&self.image, &self.disk(export), work)
-    }
-
-    fn snapshot(&self, pool: &dyn Pool, source: &str, snapshot: &str) {
-        let options = SnapshotOptions::default();
-        let (source, snapshot) = (name(source), name(snapshot));
-        let made = pool.snapshot_volume(&source, &snapshot, options);
-        self.runtime.block_on(made).expect("snapshot");
-    }
-
-    fn clone(&self, pool: &dyn Pool, source: &str, clone: &str) {
-        let (source, clone) = (name(source), name(clone));
-        let made = pool.clone_volume(&source, &clone, CloneOptions::default());
-        self.runtime.block_on(made).expect("clone");
-    }
-
-    /// Asserts that the file system of a volume whose guest powered off is in order.
-    fn assert_in_order(&self, volume: &str) {
-        let volume = name(volume);
-        let content = self.runtime.block_on(read_all(self.pool.as_ref(), &volume));
-        let file = self.directory.path().join("content");
-        fs::write(&file, content).expect("write");
-        Image::assert_in_order(&file);
-    }
-
-    fn allocated(&self, volume: &str) -> u64 {
-        let volume = name(volume);
-        let volume = self.runtime.block_on(self.pool.volume(&volume));
-        let allocated = volume.expect("the volume").allocated;
-        allocated.expect("the pool tells").bytes()
+    fn boot(&self, server: &Server, volume: &str, work: &[&str]) -> Guest {
+        Guest::boot(&self.image, &self.disk(server, volume), work)
     }
 }
 
-async fn open(scratch: &LoopFs) -> Arc<dyn Pool> {
-    let root = pool_directory(scratch);
-    let pool = DirPool::open(DirConfig::new(root)).await;
-    pool.expect("open the pool")
-}
-
-fn pool_directory(scratch: &LoopFs) -> PathBuf {
-    let root = Path::new(scratch.path()).join("pool");
+fn url(scratch: &LoopFs) -> String {
+    let root = scratch.path().join("pool");
     fs::create_dir_all(&root).expect("the pool's directory");
-    root
-}
-
-fn name(name: &str) -> VolumeName {
-    VolumeName::new(name).expect("a name")
+    format!("dir://{}", root.display())
 }
 
 /// A guest writes, is snapshotted and cloned; the clone's guest, and one on the snapshot itself, find
 /// what it wrote, whatever the first does meanwhile.
 fn clones_and_snapshots_carry_guests(lab: &Lab) {
     let server = lab.serve_guest();
-    let first = lab.boot("guest", &["boots", "write", "trim"]).finish();
+    let first = lab
+        .boot(&server, "guest", &["boots", "write", "trim"])
+        .finish();
     assert_eq!(first.number("boots"), 1);
     let written = first.lines("sum");
     assert_eq!(written.len(), 8);
     lab.stop(server);
-    lab.assert_in_order("guest");
+    lab.store.assert_in_order("guest");
     // The guest wrote 24 MiB more and gave them back.
-    let allocated = lab.allocated("guest");
+    let allocated = lab.store.allocated("guest");
     assert!(allocated < 30 << 20, "{allocated} bytes: nothing trimmed");
 
-    lab.snapshot(lab.pool.as_ref(), "guest", "snapshot");
-    lab.clone(lab.pool.as_ref(), "snapshot", "clone");
+    lab.store.snapshot("guest", "snapshot");
+    lab.store.clone_volume("snapshot", "clone");
     let server = lab.serve(&Exports::EveryVolume {
         access: Access::ReadWrite,
         sharing: Sharing::Exclusive,
     });
-    let second = lab.boot("guest", &["boots", "write"]).finish();
+    let second = lab.boot(&server, "guest", &["boots", "write"]).finish();
     assert_eq!(second.number("boots"), 2);
     assert_ne!(second.lines("sum"), written);
 
-    let clone = lab.boot("clone", &["boots", "sums"]).finish();
+    let clone = lab.boot(&server, "clone", &["boots", "sums"]).finish();
     assert_eq!(clone.number("boots"), 2, "the clone counts for itself");
     assert_eq!(clone.lines("sum"), written);
 
-    let mut disk = lab.disk("snapshot");
-    disk.read_only = true;
+    let disk = lab.disk(&server, "snapshot");
+    assert!(disk.read_only);
     let snapshot = Guest::boot(&lab.image, &disk, &["sums"]).finish();
     assert_eq!(snapshot.lines("sum"), written);
-    let guest = lab.boot("guest", &["sums"]).finish();
+    let guest = lab.boot(&server, "guest", &["sums"]).finish();
     assert_eq!(guest.lines("sum"), second.lines("sum"));
     lab.stop(server);
     for volume in ["guest", "clone", "snapshot"] {
-        lab.assert_in_order(volume);
+        lab.store.assert_in_order(volume);
     }
 }
 
 #[test]
 fn clones_and_snapshots_of_a_directory_pool_carry_guests() {
     clones_and_snapshots_carry_guests(&Lab::on_xfs());
-}
-
-#[test]
-fn clones_and_snapshots_of_a_memory_pool_carry_guests() {
-    clones_and_snapshots_carry_guests(&Lab::in_memory());
 }
 
 /// How the gateway goes away under a guest.
@@ -241,28 +173,22 @@ enum End {
 /// The gateway goes away twice while a guest writes, and comes back, with the pool opened anew.
 fn a_guest_outlives_its_gateway(mut lab: Lab, end: &End) {
     let mut server = lab.serve_guest();
-    let mut disk = lab.disk("guest");
-    disk.reconnect = 120;
-    let mut guest = Guest::boot(&lab.image, &disk, &["record", "records=150"]);
+    let mut guest = lab.boot(&server, "guest", &["record"]);
     for record in [40, 80] {
         guest.wait_for(&format!("record {record}"));
         match end {
             End::Stop => lab.stop(server),
             End::Drop => drop(server),
         }
-        let ahead = guest.said();
-        assert!(
-            !ahead.contains(&"record 150".to_owned()),
-            "it went too fast"
-        );
-        lab.pool = lab.other_pool();
+        lab.store = lab.other_store();
         server = lab.serve_guest();
     }
-    assert_eq!(guest.finish().number("record"), 150);
-    let found = lab.boot("guest", &["records"]).finish();
-    assert_eq!(found.number("records"), 150);
+    guest.wait_for("record 120");
+    let last = guest.end().number("record");
+    let found = lab.boot(&server, "guest", &["records"]).finish();
+    assert_eq!(found.number("records"), last);
     lab.stop(server);
-    lab.assert_in_order("guest");
+    lab.store.assert_in_order("guest");
 }
 
 #[test]
@@ -287,35 +213,26 @@ fn live_snapshots_hold_what_was_durable(lab: &Lab) {
         access: Access::ReadWrite,
         sharing: Sharing::Exclusive,
     });
-    let other = lab.other_pool();
-    let pools: [&dyn Pool; 2] = [lab.pool.as_ref(), other.as_ref()];
-    let mut guest = lab.boot("guest", &["record", "records=150"]);
+    let other = lab.other_store();
+    let mut guest = lab.boot(&server, "guest", &["record"]);
     let mut bounds = Vec::new();
-    for (pool, record) in pools.into_iter().zip([40_u64, 80]) {
-        guest.wait_for(&format!("record {record}"));
-        let durable = last_record(&guest.said()).unwrap_or(record);
-        let snapshot = format!("at-{record}");
-        lab.snapshot(pool, "guest", &snapshot);
-        // One more may have been durable before the guest could tell.
-        let latest = last_record(&guest.said()).unwrap_or(durable) + 1;
-        assert!(latest < 150, "it went too fast");
-        lab.clone(pool, &snapshot, &format!("clone-{record}"));
-        bounds.push((format!("clone-{record}"), durable..=latest));
+    for (store, record) in [&lab.store, &other].into_iter().zip([40_u64, 80]) {
+        let (snapshot, clone) = (format!("at-{record}"), format!("clone-{record}"));
+        let take = || store.snapshot("guest", &snapshot);
+        let within = guest.at_record(record, take);
+        store.clone_volume(&snapshot, &clone);
+        bounds.push((clone, within));
     }
-    assert_eq!(guest.finish().number("record"), 150);
+    guest.end();
     for (clone, bounds) in bounds {
-        let found = lab.boot(&clone, &["records"]).finish().number("records");
+        let found = lab.boot(&server, &clone, &["records"]).finish();
+        let found = found.number("records");
         assert!(bounds.contains(&found), "{clone}: {found}, not {bounds:?}");
     }
     lab.stop(server);
     for volume in ["guest", "clone-40", "clone-80"] {
-        lab.assert_in_order(volume);
+        lab.store.assert_in_order(volume);
     }
-}
-
-fn last_record(said: &[String]) -> Option<u64> {
-    let record = |line: &String| line.strip_prefix("record ")?.parse().ok();
-    said.iter().rev().find_map(record)
 }
 
 #[test]
@@ -335,7 +252,7 @@ fn the_kernels_client_writes_comes_back_and_discards() {
     let lab = Lab::on_xfs();
     let second = name("second");
     let size = CreateOptions::thin(ByteSize::mib(16));
-    let made = lab.runtime.block_on(lab.pool.create_volume(&second, size));
+    let made = lab.store.on(lab.store.pool.create_volume(&second, size));
     made.expect("create the volume");
     let exports = ["guest", "second"].map(|volume| ExportOptions::read_write(name(volume)));
     let options = ServeOptions {
@@ -348,18 +265,18 @@ fn the_kernels_client_writes_comes_back_and_discards() {
         statistics: None,
         limits: Limits::default(),
     };
-    let served = serve(Arc::clone(&lab.pool), options);
-    let server = lab.runtime.block_on(served).expect("serve");
+    let served = serve(Arc::clone(&lab.store.pool), options);
+    let server = lab.store.on(served).expect("serve");
     let Address::Tcp(address) = &server.addresses()[1] else {
         panic!("{:?}", server.addresses());
     };
     let port = format!("port={}", address.port());
-    let said = lab.boot("guest", &["nbd", &port]).finish();
+    let said = lab.boot(&server, "guest", &["nbd", &port]).finish();
     let status = server.status();
     lab.stop(server);
 
     assert_eq!(said.number("size"), 16 * MIB as u64);
-    let content = lab.runtime.block_on(read_all(lab.pool.as_ref(), &second));
+    let content = lab.store.content("second");
     let (before, rest) = content.split_at(MIB);
     let (discarded, rest) = rest.split_at(2 * MIB);
     let (kept, after) = rest.split_at(2 * MIB);
@@ -373,7 +290,10 @@ fn the_kernels_client_writes_comes_back_and_discards() {
         .map(|b| format!("{b:02x}"))
         .collect();
     assert_eq!(said.lines("second"), [format!("second {sum}")]);
-    assert!(lab.allocated("second") <= 3 * MIB as u64, "given back");
+    assert!(
+        lab.store.allocated("second") <= 3 * MIB as u64,
+        "given back"
+    );
     let export = status.exports.iter().find(|export| export.name == "second");
     let export = export.expect("it is served");
     assert_eq!(export.connections_total, 4, "twice two connections");

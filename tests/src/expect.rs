@@ -174,6 +174,18 @@ impl Expect {
         ..Expect::NFS_CHAIN
     };
 
+    /// Volumes of a directory on XFS that tgt shows.
+    pub const TGT_XFS: Expect = Expect {
+        // As logical units have blocks.
+        size_unit: 512,
+        // It is unmapped by the gigabyte.
+        large_size: 1 << 44,
+        ..Expect::DIR_REFLINK
+    };
+
+    /// Volumes of a directory on XFS that LIO shows.
+    pub const LIO_XFS: Expect = Expect::TGT_XFS;
+
     /// An LVM thin pool with chunks of 64 KiB in a group with extents of as much.
     pub const LVM_THIN: Expect = Expect {
         capabilities: Capabilities {
@@ -202,6 +214,17 @@ impl Expect {
             "lvol0_pmspare",
             "_vorigin",
         ],
+    };
+
+    /// Volumes of an LVM thin pool that LIO shows.
+    pub const LIO_LVM: Expect = Expect {
+        capabilities: Capabilities {
+            fencing: Support::Native,
+            ..Expect::LVM_THIN.capabilities
+        },
+        // It is unmapped by the gigabyte.
+        large_size: 1 << 44,
+        ..Expect::LVM_THIN
     };
 
     /// A volume group in which every volume is thick, with extents of 64 KiB.

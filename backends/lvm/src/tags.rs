@@ -3,7 +3,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use volmux_core::{Access, ByteSize, Holder, Origin, OriginKind, Sharing, VolumeId, VolumeName};
+use volmux_core::{
+    Access, AttachOptions, ByteSize, Holder, Origin, OriginKind, Sharing, VolumeId, VolumeName,
+};
 
 /// Begins each of our tags.
 const OURS: &str = "volmux.";
@@ -34,6 +36,17 @@ pub struct Attached {
     pub access: Access,
     /// Whether other writers are let in.
     pub sharing: Sharing,
+}
+
+impl Attached {
+    /// As whoever attached it said.
+    pub fn options(&self) -> AttachOptions {
+        AttachOptions {
+            holder: self.holder.clone(),
+            access: self.access,
+            sharing: self.sharing,
+        }
+    }
 }
 
 /// What is not done yet with a logical volume.

@@ -8,7 +8,7 @@ use volmux_core::{ByteSize, Error, ErrorKind, Provisioning, Result, Volume, Volu
 use crate::config::LvmConfig;
 use crate::names;
 use crate::report::{Group, Lv, Report};
-use crate::tags::{Record, Work};
+use crate::tags::{Attached, Record, Work};
 
 /// A pool as a report shows it. What changes without a commit of the group's metadata (whether a
 /// device is active or open, how full a pool is) is not in it: the kernel is asked for that.
@@ -261,6 +261,12 @@ impl Entry {
         volume.provisioning = self.provisioning();
         volume.origin.clone_from(&self.record.origin);
         volume.created = self.record.created;
+        volume.attachments = self
+            .record
+            .attachments
+            .iter()
+            .map(Attached::options)
+            .collect();
         if volume.provisioning == Provisioning::Thick {
             volume.allocated = Some(self.lv.size);
             volume.exclusive = Some(self.lv.size);

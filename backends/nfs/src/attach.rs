@@ -10,12 +10,13 @@ use volmux_core::{
 
 use crate::chain::is_snapshot;
 use crate::identity::act_as_root;
+use crate::inner::Inner;
 use crate::inuse;
 use crate::layout::file_error;
 use crate::lifecycle::check_not_snapshot;
 use crate::node::Format;
-use crate::pool::Inner;
 use crate::record::{AttachRecord, VolumeRecord};
+use crate::users;
 
 impl Inner {
     pub fn attach(&self, name: &VolumeName, options: &AttachOptions) -> Result<Attachment> {
@@ -132,15 +133,28 @@ impl Inner {
         }
     }
 
-    /// `Busy` if the file has a writer and no attachment is left to account for it.
+    /// `Busy` if the file has a writer, on this host also one that does not say so, and no attachment is
+    /// left to account for it.
     fn check_unwritten(&self, op: &'static str, file: &File, left: &VolumeRecord) -> Result<()> {
         let accounted = left
             .attachments
             .iter()
             .any(|a| a.access == Access::ReadWrite);
-        let written =
-            inuse::has_writer(file).map_err(|e| file_error(op, self.layout.full("data"), e))?;
-        if written && !accounted {
+        if accounted {
+            return Ok(());
+        }
+        let failed = |e| file_error(op, self.layout.full("data"), e);
+        let said = inuse::has_writer(file).map_err(failed)?;
+        let silent = || {
+            // A reader's program may have it open for writing all the same: tgtd has.
+            if !left.attachments.is_empty() {
+                return false;
+            }
+            // Root sees the processes of all.
+            let _root = act_as_root(self.identity);
+            users::write(file)
+        };
+        if said || silent() {
             Err(self.busy(op, file))
         } else {
             Ok(())

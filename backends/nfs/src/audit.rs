@@ -15,11 +15,11 @@ use volmux_core::{
 
 use crate::abilities::is_trial;
 use crate::chain;
+use crate::inner::Inner;
 use crate::inuse;
 use crate::layout::{OWN_NAMES, PoolDirs, file_error, open_beneath};
 use crate::list::volume_of;
 use crate::node::{Format, Node};
-use crate::pool::Inner;
 use crate::record::VolumeRecord;
 use crate::staged::lock_leftover;
 use crate::sys::Locked;

@@ -20,7 +20,7 @@ use crate::abilities::Abilities;
 use crate::content::Content;
 use crate::fence::fenced;
 use crate::handle::{Data, Handle, Open};
-use crate::pool::Inner;
+use crate::inner::Inner;
 use crate::record::VolumeRecord;
 use crate::sys::Wait;
 use crate::{extents, identity, sys};

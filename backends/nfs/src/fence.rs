@@ -21,11 +21,11 @@ use volmux_core::{
 use crate::chain;
 use crate::content::Content;
 use crate::handle::Open;
+use crate::inner::Inner;
 use crate::inuse;
 use crate::layout::{PoolDirs, file_error};
 use crate::lifecycle::check_not_snapshot;
 use crate::node::Node;
-use crate::pool::Inner;
 use crate::queue::Stop;
 use crate::record::VolumeRecord;
 use crate::staged::StagedData;

@@ -7,8 +7,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::linux::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use volmux_core::{Access, ByteRange, Sharing};
@@ -201,39 +199,4 @@ pub fn is_used(file: &File) -> io::Result<bool> {
 /// Whether anybody writes to it.
 pub fn has_writer(file: &File) -> io::Result<bool> {
     sys::would_block(file, Lock::Exclusive, byte(USES, WRITE))
-}
-
-/// The processes that have `file` open, for a message: such locks don't tell whose they are.
-pub fn users_of(file: &File) -> String {
-    let Ok(wanted) = file.metadata() else {
-        return "unknown".into();
-    };
-    let mut users = Vec::new();
-    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = process.file_name();
-        let Some(pid) = name
-            .to_str()
-            .filter(|n| n.bytes().all(|b| b.is_ascii_digit()))
-        else {
-            continue;
-        };
-        let fds = std::fs::read_dir(process.path().join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let own = file.as_raw_fd().to_string();
-        let uses = fds
-            .filter(|fd| pid != std::process::id().to_string() || *fd.file_name() != *own)
-            .filter_map(|fd| std::fs::metadata(fd.path()).ok())
-            .any(|m| (m.st_dev(), m.st_ino()) == (wanted.st_dev(), wanted.st_ino()));
-        if uses {
-            let command = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            users.push(format!("{} (pid {pid})", command.trim()));
-        }
-    }
-    if users.is_empty() {
-        "a process on another host or of another user".into()
-    } else {
-        users.join(", ")
-    }
 }

@@ -27,8 +27,8 @@ use volmux_core::{ByteRange, Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::abilities::is_trial;
 use crate::identity::Identity;
+use crate::inner::act;
 use crate::node::{Format, Node};
-use crate::pool::act;
 use crate::record::{
     self, FIRST_VERSION, MAX_RECORD_BYTES, MergeRecord, PoolRecord, Record, VolumeRecord,
 };

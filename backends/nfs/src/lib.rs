@@ -20,6 +20,7 @@ mod extents;
 mod fence;
 mod handle;
 mod identity;
+mod inner;
 mod inuse;
 mod known;
 mod layout;
@@ -35,6 +36,7 @@ mod refresh;
 mod space;
 mod staged;
 mod sys;
+mod users;
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -13,9 +13,9 @@ use volmux_core::{
 };
 
 use crate::handle::Data;
+use crate::inner::Inner;
 use crate::layout::{NewName, OWN_NAMES, PoolDirs, file_error, open_beneath};
 use crate::node::Format;
-use crate::pool::Inner;
 use crate::record::{SECTOR, VolumeRecord};
 use crate::staged::StagedData;
 use crate::sys::Locked;

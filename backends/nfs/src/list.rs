@@ -9,9 +9,9 @@ use rustix::fs::{AtFlags, Dir};
 use tokio::sync::mpsc;
 use volmux_core::{ByteSize, Control, Error, ErrorKind, Result, Volume, VolumeName};
 
+use crate::inner::{Inner, act};
 use crate::known::Stamp;
 use crate::layout::{PoolDirs, file_error};
-use crate::pool::{Inner, act};
 use crate::queue::{received, run};
 use crate::record::VolumeRecord;
 

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use volmux_core::{
-    Access, ByteSize, Holder, Origin, Provisioning, Sharing, Volume, VolumeId, VolumeName,
+    Access, AttachOptions, ByteSize, Holder, Origin, Provisioning, Sharing, Volume, VolumeId,
+    VolumeName,
 };
 
 use crate::node::{Format, Node};
@@ -124,7 +125,18 @@ impl VolumeRecord {
         volume.provisioning = self.provisioning;
         volume.origin = self.origin.clone();
         volume.created = self.created;
+        volume.attachments = self.attachments.iter().map(AttachRecord::options).collect();
         volume
+    }
+}
+
+impl AttachRecord {
+    fn options(&self) -> AttachOptions {
+        AttachOptions {
+            holder: self.holder.clone(),
+            access: self.access,
+            sharing: self.sharing,
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use volmux_core::{Error, ErrorKind, Result, VolumeId, VolumeName};
 
 use crate::fence::fenced;
 use crate::handle::{Data, Open};
+use crate::inner::Inner;
 use crate::layout::{PoolDirs, file_error};
 use crate::list::volume_of;
-use crate::pool::Inner;
 use crate::record::VolumeRecord;
 use crate::sys;
 

@@ -2,8 +2,8 @@
 
 use volmux_core::{ByteSize, MetadataUsage, Pressure, Result, SpaceRequest, Usage};
 
+use crate::inner::Inner;
 use crate::layout::{NameLock, PoolDirs, file_error};
-use crate::pool::Inner;
 
 impl Inner {
     /// Occupancy without the sum of virtual sizes, which takes a look at every record.

@@ -165,11 +165,21 @@ fn pid_namespace() -> String {
         .unwrap_or_default()
 }
 
-/// Field 22 of /proc/PID/stat, see proc(5). The second may hold spaces and brackets.
+/// When a process started, if it still may do anything: field 22 of /proc/PID/stat, see proc(5). The
+/// second field may hold spaces and brackets.
+///
+/// One whose parent has not asked how it ended keeps its number, for ever where process 1 of a
+/// container asks for nobody. It is in state Z, without other threads: with those, only its first
+/// thread has ended.
 fn started(process: &str) -> Option<u64> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(process).join("stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let (state, threads) = (*fields.first()?, *fields.get(17)?);
+    if matches!(state, "Z" | "X") && matches!(threads, "0" | "1") {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -232,7 +242,16 @@ mod tests {
             ..owner.clone()
         };
         assert_eq!(reused.life(), Life::Dead);
-        child.kill().and_then(|()| child.wait()).expect("it ends");
+        child.kill().expect("it is killed");
+        let stat = format!("/proc/{}/stat", child.id());
+        while !std::fs::read_to_string(&stat)
+            .expect("it is there")
+            .contains(") Z ")
+        {
+            std::thread::yield_now();
+        }
+        assert_eq!(owner.life(), Life::Dead, "nobody has asked how it ended");
+        child.wait().expect("it ended");
         assert_eq!(owner.life(), Life::Dead);
     }
 

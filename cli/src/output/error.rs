@@ -92,7 +92,8 @@ fn human_text(error: &Error) -> String {
     text
 }
 
-fn print(line: &str) {
+/// Prints a line on stderr.
+pub(super) fn print(line: &str) {
     // A closed stderr leaves nobody to tell.
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

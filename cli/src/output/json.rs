@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use volmux::hypervisor::Descriptor;
 use volmux::{
-    Access, AttachTarget, Attachment, AuditReport, ByteSize, Capabilities, Collected, FindingKind,
-    Origin, Pool, Pressure, Provisioning, ThinPolicy, Usage, Volume, VolumeId,
+    Access, AttachOptions, AttachTarget, Attachment, AuditReport, ByteSize, Capabilities,
+    ChapReference, Collected, FindingKind, Origin, Pool, Pressure, Provisioning, Sharing,
+    ThinPolicy, Usage, Volume, VolumeId,
 };
 
 /// The last second that RFC 3339 can write.
@@ -38,6 +40,14 @@ pub struct VolumeDoc<'a> {
     provisioning: Provisioning,
     origin: Option<&'a Origin>,
     created: String,
+    attachments: Vec<AttachedDoc<'a>>,
+}
+
+#[derive(Serialize)]
+struct AttachedDoc<'a> {
+    holder: &'a str,
+    access: Access,
+    sharing: Sharing,
 }
 
 impl<'a> From<&'a Volume> for VolumeDoc<'a> {
@@ -54,6 +64,17 @@ impl<'a> From<&'a Volume> for VolumeDoc<'a> {
             provisioning: volume.provisioning,
             origin: volume.origin.as_ref(),
             created: rfc3339(volume.created, true),
+            attachments: volume.attachments.iter().map(AttachedDoc::from).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a AttachOptions> for AttachedDoc<'a> {
+    fn from(attached: &'a AttachOptions) -> Self {
+        AttachedDoc {
+            holder: attached.holder.as_str(),
+            access: attached.access,
+            sharing: attached.sharing,
         }
     }
 }
@@ -199,6 +220,51 @@ pub struct AttachmentDoc<'a> {
     access: Access,
     kind: &'static str,
     path: Option<&'a Path>,
+    #[serde(flatten)]
+    iscsi: Option<IscsiDoc<'a>>,
+    #[serde(flatten)]
+    nbd: Option<NbdDoc<'a>>,
+    #[serde(flatten)]
+    rendered: Option<RenderedDoc<'a>>,
+}
+
+#[derive(Serialize)]
+struct NbdDoc<'a> {
+    uri: String,
+    export: &'a str,
+    tls: bool,
+}
+
+#[derive(Serialize)]
+struct RenderedDoc<'a> {
+    r#for: &'static str,
+    rendered: &'a str,
+    arguments: &'a [String],
+}
+
+#[derive(Serialize)]
+struct IscsiDoc<'a> {
+    portal: &'a str,
+    target: &'a str,
+    lun: u64,
+    serial: &'a str,
+    chap: Option<ChapDoc<'a>>,
+    mutual_chap: Option<ChapDoc<'a>>,
+}
+
+#[derive(Serialize)]
+struct ChapDoc<'a> {
+    user: &'a str,
+    secret: &'a Path,
+}
+
+impl<'a> From<&'a ChapReference> for ChapDoc<'a> {
+    fn from(chap: &'a ChapReference) -> Self {
+        ChapDoc {
+            user: &chap.user,
+            secret: &chap.secret,
+        }
+    }
 }
 
 impl<'a> From<&'a Attachment> for AttachmentDoc<'a> {
@@ -207,8 +273,40 @@ impl<'a> From<&'a Attachment> for AttachmentDoc<'a> {
             AttachTarget::File { path } => ("file", Some(path.as_path())),
             AttachTarget::BlockDevice { path } => ("block-device", Some(path.as_path())),
             AttachTarget::Qcow2 { path } => ("qcow2", Some(path.as_path())),
+            AttachTarget::Iscsi { .. } => ("iscsi", None),
+            AttachTarget::Nbd { .. } => ("nbd", None),
             // Kinds that later versions may add.
             _ => ("other", None),
+        };
+        let iscsi = match &attached.target {
+            AttachTarget::Iscsi {
+                portal,
+                target,
+                lun,
+                serial,
+                chap,
+                mutual_chap,
+            } => Some(IscsiDoc {
+                portal,
+                target,
+                lun: *lun,
+                serial,
+                chap: chap.as_ref().map(ChapDoc::from),
+                mutual_chap: mutual_chap.as_ref().map(ChapDoc::from),
+            }),
+            _ => None,
+        };
+        let nbd = match &attached.target {
+            AttachTarget::Nbd {
+                address,
+                export,
+                tls,
+            } => Some(NbdDoc {
+                uri: address.uri(export, *tls),
+                export,
+                tls: *tls,
+            }),
+            _ => None,
         };
         AttachmentDoc {
             schema: "volmux.attachment.v1",
@@ -218,7 +316,22 @@ impl<'a> From<&'a Attachment> for AttachmentDoc<'a> {
             access: attached.access,
             kind,
             path,
+            iscsi,
+            nbd,
+            rendered: None,
         }
+    }
+}
+
+impl<'a> AttachmentDoc<'a> {
+    /// With what a hypervisor is given.
+    pub fn with_rendered(mut self, rendered: &'a Descriptor) -> Self {
+        self.rendered = Some(RenderedDoc {
+            r#for: rendered.hypervisor.name(),
+            rendered: &rendered.text,
+            arguments: &rendered.arguments,
+        });
+        self
     }
 }
 
@@ -319,7 +432,7 @@ mod tests {
              \"provisioning\":\"thin\",\
              \"origin\":{\"kind\":\"snapshot\",\
              \"parent_id\":\"00000000-0000-4000-8000-000000000001\",\"parent_name\":\"web-1\"},\
-             \"created\":\"2023-11-14T22:13:20.000001Z\"}"
+             \"created\":\"2023-11-14T22:13:20.000001Z\",\"attachments\":[]}"
         );
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use volmux::{AuditReport, ByteSize, Collected, Pool, Pressure, Usage, Volume};
+use volmux::{Access, AuditReport, ByteSize, Collected, Pool, Pressure, Sharing, Usage, Volume};
 
 use super::rfc3339;
 
@@ -70,6 +70,20 @@ pub fn volume_text(volume: &Volume) -> String {
     }
     fields.add("provisioning", volume.provisioning);
     fields.add("created", rfc3339(volume.created, false));
+    for attached in &volume.attachments {
+        let access = match attached.access {
+            Access::ReadOnly => "read-only",
+            Access::ReadWrite => "read-write",
+        };
+        let shared = match attached.sharing {
+            Sharing::Exclusive => "",
+            Sharing::Shared => ", shared",
+        };
+        fields.add(
+            "attached",
+            format!("to {} ({access}{shared})", attached.holder),
+        );
+    }
     fields.render()
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use volmux::{ByteSize, Result};
+use volmux::{ByteSize, Result, VolumeId};
 use volmux_gateway::Limits;
 
 /// Options and arguments.
@@ -48,6 +48,16 @@ pub struct ServeArgs {
         conflicts_with_all = ["volumes", "all", "socket", "listen", "statistics", "tls"]
     )]
     pub status: Option<String>,
+    /// For `attach --gateway`, which starts this: leave the terminal, say when it serves, and keep
+    /// the record of it in this file
+    #[arg(long, value_name = "FILE", hide = true, requires = "holder", conflicts_with_all = ["all", "status"])]
+    pub background: Option<PathBuf>,
+    /// Who the volume is for
+    #[arg(long, hide = true, requires = "id")]
+    pub holder: Option<String>,
+    /// Which volume it is
+    #[arg(long, hide = true)]
+    pub id: Option<VolumeId>,
     #[command(flatten)]
     pub limits: LimitArgs,
 }

@@ -7,12 +7,13 @@ mod status;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use serde::Serialize;
-use volmux::{Access, Error, ErrorKind, Result, Sharing, VolumeName};
+use volmux::{Access, AttachOptions, Error, ErrorKind, Holder, Result, Sharing, VolumeName};
 use volmux_gateway::{
     Address, ClientCertificates, ExportOptions, Exports, ServeOptions, Server, Tls, serve,
 };
 
 use crate::app::App;
+use crate::background::{Order, Running};
 
 pub use args::ServeArgs;
 
@@ -28,6 +29,7 @@ pub async fn run(app: &App, args: &ServeArgs, handed_over: ListenFd) -> Result<u
     }
     let limits = args.limits.limits()?;
     let volumes = names(&args.volumes)?;
+    let mut background = background(args)?;
     let options = ServeOptions {
         exports: exports(args, &volumes),
         listen: listen::listen(args, handed_over)?,
@@ -35,6 +37,20 @@ pub async fn run(app: &App, args: &ServeArgs, handed_over: ListenFd) -> Result<u
         statistics: listen::statistics(args)?,
         limits,
     };
+    let result = serve_until_stopped(app, args, &volumes, options, background.as_mut()).await;
+    if let Some(background) = background {
+        background.ended(&result);
+    }
+    result.map(|()| 0)
+}
+
+async fn serve_until_stopped(
+    app: &App,
+    args: &ServeArgs,
+    volumes: &[VolumeName],
+    options: ServeOptions,
+    background: Option<&mut Running>,
+) -> Result<()> {
     let pool = app.pool().await?;
     let served = app.guard(OP, serve(pool, options)).await;
     let server = served.map_err(|error| match error.kind() {
@@ -43,14 +59,41 @@ pub async fn run(app: &App, args: &ServeArgs, handed_over: ListenFd) -> Result<u
         }
         _ => error,
     })?;
-    let told = announce(app, args, &volumes, &server);
+    let told = match background {
+        Some(background) => tell(background, &volumes[0], &server).await,
+        None => announce(app, args, volumes, &server),
+    };
     if told.is_ok() {
         notify(NotifyState::Ready);
         app.cancel.cancelled().await;
         notify(NotifyState::Stopping);
     }
     let stopped = server.stop(args.limits.drain_time.into()).await;
-    told.and(stopped).map(|()| 0)
+    told.and(stopped)
+}
+
+/// Tells whoever started this in the background.
+async fn tell(background: &mut Running, volume: &VolumeName, server: &Server) -> Result<()> {
+    let holder = Holder::new(background.holder())?;
+    let served = server.attachment(0, volume, holder).await?;
+    background.ready(served.id)
+}
+
+/// Leaves whoever started this, and takes the file that tells of it.
+fn background(args: &ServeArgs) -> Result<Option<Running>> {
+    let (Some(path), Some(holder), Some(id), [volume]) =
+        (&args.background, &args.holder, args.id, &args.volumes[..])
+    else {
+        return Ok(None);
+    };
+    rustix::process::setsid().map_err(|e| Error::from_io(OP, e.into()))?;
+    let options = AttachOptions {
+        holder: Holder::new(holder)?,
+        access: access(args),
+        sharing: sharing(args),
+    };
+    let order = Order::new(&VolumeName::new(volume)?, id, &options);
+    Running::new(path, order).map(Some)
 }
 
 /// The volumes that are named, each once.
@@ -68,15 +111,22 @@ fn names(volumes: &[String]) -> Result<Vec<VolumeName>> {
     Ok(names)
 }
 
-fn exports(args: &ServeArgs, volumes: &[VolumeName]) -> Exports {
-    let access = match args.read_only {
+fn access(args: &ServeArgs) -> Access {
+    match args.read_only {
         true => Access::ReadOnly,
         false => Access::ReadWrite,
-    };
-    let sharing = match args.shared {
+    }
+}
+
+fn sharing(args: &ServeArgs) -> Sharing {
+    match args.shared {
         true => Sharing::Shared,
         false => Sharing::Exclusive,
-    };
+    }
+}
+
+fn exports(args: &ServeArgs, volumes: &[VolumeName]) -> Exports {
+    let (access, sharing) = (access(args), sharing(args));
     if args.all {
         return Exports::EveryVolume { access, sharing };
     }

@@ -1,6 +1,7 @@
 //! A pool in a temporary directory, and the program run on it.
 #![allow(dead_code, missing_docs)]
 
+pub mod qemu;
 pub mod serving;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,10 @@
 //! there a call would hold up everything else that runs on the thread, so it returns an error. The
 //! threads of a runtime's `spawn_blocking` count as within it.
 //!
+//! A process that forks leaves its threads behind, so the child can't use what the parent has open:
+//! there every call returns `InvalidInput`, and dropping a handle does nothing, neither to the
+//! volume nor to the parent. The child may open pools of its own.
+//!
 //! ```
 //! use volmux_core::memory::MemoryBackend;
 //! use volmux_core::{ByteRange, ByteSize, CreateOptions, ExtentQuery, OpenOptions, Registry};
@@ -32,65 +36,22 @@
 
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
-use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::{
     Access, AttachOptions, Attachment, AuditOptions, AuditReport, BlockDevice, ByteRange,
-    Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, Error, ErrorKind,
-    ExtentQuery, ExtentStream, FlattenOptions, Grade, Holder, OpenOptions, PoolExt, Registry,
-    ResizeOptions, Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName,
-    ZeroOptions,
+    Capabilities, CloneOptions, Collected, Control, CopyOptions, CreateOptions, ExtentQuery,
+    ExtentStream, FlattenOptions, Grade, Holder, OpenOptions, PoolExt, Registry, ResizeOptions,
+    Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName, ZeroOptions,
 };
 
-/// The threads that a pool's calls run on. Pools that share one share its threads.
-#[derive(Clone, Debug)]
-pub struct Threads(Arc<Owned>);
-
-/// A runtime that can be dropped anywhere.
-#[derive(Debug)]
-struct Owned(Option<Runtime>);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            // Dropping would wait for work that runs, which panics within another runtime.
-            runtime.shutdown_background();
-        }
-    }
-}
-
-impl Threads {
-    /// Starts as many threads as there are processors.
-    ///
-    /// # Errors
-    /// `Unavailable` if the operating system gives no threads.
-    pub fn new() -> Result<Self> {
-        let runtime = Builder::new_multi_thread()
-            .enable_all()
-            .thread_name("volmux")
-            .build()
-            .map_err(|error| Error::from_io("start_threads", error))?;
-        Ok(Threads(Arc::new(Owned(Some(runtime)))))
-    }
-
-    fn wait<T>(&self, op: &'static str, work: impl Future<Output = T>) -> Result<T> {
-        if Handle::try_current().is_ok() {
-            return Err(Error::new(ErrorKind::InvalidInput, op)
-                .reason("a blocking call was made from within an async runtime")
-                .help("use the async Pool there, or call from a thread of your own"));
-        }
-        let runtime = self.0.0.as_ref();
-        Ok(runtime
-            .expect("it stays until it is dropped")
-            .block_on(work))
-    }
-}
+pub use threads::Threads;
 
 /// A pool whose calls return when they are done. Clones are the same pool.
 ///
@@ -108,6 +69,14 @@ impl fmt::Display for Pool {
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if self.threads.are_elsewhere() {
+            std::mem::forget(self.inner.clone());
+        }
+    }
+}
+
 impl Pool {
     /// Opens the pool at `url`, with threads of its own.
     ///
@@ -115,7 +84,7 @@ impl Pool {
     /// As [`Registry::open`]; `Unavailable` if the operating system gives no threads.
     pub fn open(registry: &Registry, url: &str) -> Result<Self> {
         let threads = Threads::new()?;
-        let inner = threads.wait("open_pool", registry.open(url))??;
+        let inner = threads.block_on("open_pool", registry.open(url))??;
         Ok(Pool { inner, threads })
     }
 
@@ -125,6 +94,11 @@ impl Pool {
             inner: pool,
             threads: threads.clone(),
         }
+    }
+
+    /// The threads that its calls run on.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
     }
 
     /// The async pool behind it.
@@ -147,7 +121,7 @@ impl Pool {
     /// # Errors
     /// As there.
     pub fn usage(&self) -> Result<Usage> {
-        self.threads.wait("usage", self.inner.usage())?
+        self.threads.block_on("usage", self.inner.usage())?
     }
 
     /// See [`crate::Pool::create_volume`].
@@ -156,7 +130,7 @@ impl Pool {
     /// As there.
     pub fn create_volume(&self, name: &VolumeName, options: CreateOptions) -> Result<Volume> {
         let work = self.inner.create_volume(name, options);
-        self.threads.wait("create_volume", work)?
+        self.threads.block_on("create_volume", work)?
     }
 
     /// See [`crate::Pool::volume`].
@@ -164,7 +138,7 @@ impl Pool {
     /// # Errors
     /// As there.
     pub fn volume(&self, name: &VolumeName) -> Result<Volume> {
-        self.threads.wait("volume", self.inner.volume(name))?
+        self.threads.block_on("volume", self.inner.volume(name))?
     }
 
     /// See [`PoolExt::find_volume`].
@@ -172,7 +146,8 @@ impl Pool {
     /// # Errors
     /// As there.
     pub fn find_volume(&self, name: &VolumeName) -> Result<Option<Volume>> {
-        self.threads.wait("volume", self.inner.find_volume(name))?
+        self.threads
+            .block_on("volume", self.inner.find_volume(name))?
     }
 
     /// See [`crate::Pool::list_volumes`].
@@ -189,7 +164,7 @@ impl Pool {
     /// As there.
     pub fn resize_volume(&self, name: &VolumeName, options: ResizeOptions) -> Result<Volume> {
         let work = self.inner.resize_volume(name, options);
-        self.threads.wait("resize_volume", work)?
+        self.threads.block_on("resize_volume", work)?
     }
 
     /// See [`crate::Pool::rename_volume`].
@@ -198,7 +173,7 @@ impl Pool {
     /// As there.
     pub fn rename_volume(&self, name: &VolumeName, to: &VolumeName) -> Result<Volume> {
         let work = self.inner.rename_volume(name, to);
-        self.threads.wait("rename_volume", work)?
+        self.threads.block_on("rename_volume", work)?
     }
 
     /// See [`crate::Pool::delete_volume`].
@@ -207,7 +182,7 @@ impl Pool {
     /// As there.
     pub fn delete_volume(&self, name: &VolumeName) -> Result<()> {
         let work = self.inner.delete_volume(name);
-        self.threads.wait("delete_volume", work)?
+        self.threads.block_on("delete_volume", work)?
     }
 
     /// See [`crate::Pool::snapshot_volume`].
@@ -221,7 +196,7 @@ impl Pool {
         options: SnapshotOptions,
     ) -> Result<Volume> {
         let work = self.inner.snapshot_volume(source, name, options);
-        self.threads.wait("snapshot_volume", work)?
+        self.threads.block_on("snapshot_volume", work)?
     }
 
     /// See [`crate::Pool::clone_volume`].
@@ -235,7 +210,7 @@ impl Pool {
         options: CloneOptions,
     ) -> Result<Volume> {
         let work = self.inner.clone_volume(source, name, options);
-        self.threads.wait("clone_volume", work)?
+        self.threads.block_on("clone_volume", work)?
     }
 
     /// See [`crate::Pool::copy_volume`].
@@ -249,7 +224,7 @@ impl Pool {
         options: CopyOptions,
     ) -> Result<Volume> {
         let work = self.inner.copy_volume(source, name, options);
-        self.threads.wait("copy_volume", work)?
+        self.threads.block_on("copy_volume", work)?
     }
 
     /// See [`PoolExt::copy_volume_to`].
@@ -265,7 +240,7 @@ impl Pool {
     ) -> Result<Volume> {
         let target = target.inner.as_ref();
         let work = self.inner.copy_volume_to(source, target, name, options);
-        self.threads.wait("copy_volume", work)?
+        self.threads.block_on("copy_volume", work)?
     }
 
     /// See [`crate::Pool::revert_volume`].
@@ -279,7 +254,7 @@ impl Pool {
         options: RevertOptions,
     ) -> Result<Volume> {
         let work = self.inner.revert_volume(name, snapshot, options);
-        self.threads.wait("revert_volume", work)?
+        self.threads.block_on("revert_volume", work)?
     }
 
     /// See [`crate::Pool::flatten_volume`].
@@ -288,7 +263,7 @@ impl Pool {
     /// As there.
     pub fn flatten_volume(&self, name: &VolumeName, options: FlattenOptions) -> Result<Volume> {
         let work = self.inner.flatten_volume(name, options);
-        self.threads.wait("flatten_volume", work)?
+        self.threads.block_on("flatten_volume", work)?
     }
 
     /// See [`crate::Pool::adopt_volume`].
@@ -297,7 +272,7 @@ impl Pool {
     /// As there.
     pub fn adopt_volume(&self, what: &str, name: &VolumeName) -> Result<Volume> {
         let work = self.inner.adopt_volume(what, name);
-        self.threads.wait("adopt_volume", work)?
+        self.threads.block_on("adopt_volume", work)?
     }
 
     /// See [`crate::Pool::open_volume`].
@@ -306,7 +281,7 @@ impl Pool {
     /// As there.
     pub fn open_volume(&self, name: &VolumeName, options: OpenOptions) -> Result<Device> {
         let work = self.inner.open_volume(name, options);
-        let inner = self.threads.wait("open_volume", work)??;
+        let inner = self.threads.block_on("open_volume", work)??;
         Ok(Device {
             inner,
             threads: self.threads.clone(),
@@ -319,7 +294,7 @@ impl Pool {
     /// As there.
     pub fn extents(&self, name: &VolumeName, query: ExtentQuery) -> Result<Extents> {
         let work = self.inner.extents(name, query);
-        let stream = self.threads.wait("extents", work)??;
+        let stream = self.threads.block_on("extents", work)??;
         Ok(Extents::new(stream, &self.threads))
     }
 
@@ -329,7 +304,7 @@ impl Pool {
     /// As there.
     pub fn attach_volume(&self, name: &VolumeName, options: AttachOptions) -> Result<Attachment> {
         let work = self.inner.attach_volume(name, options);
-        self.threads.wait("attach_volume", work)?
+        self.threads.block_on("attach_volume", work)?
     }
 
     /// See [`crate::Pool::detach_volume`].
@@ -338,7 +313,7 @@ impl Pool {
     /// As there.
     pub fn detach_volume(&self, name: &VolumeName, holder: &Holder) -> Result<()> {
         let work = self.inner.detach_volume(name, holder);
-        self.threads.wait("detach_volume", work)?
+        self.threads.block_on("detach_volume", work)?
     }
 
     /// See [`crate::Pool::audit`].
@@ -346,7 +321,7 @@ impl Pool {
     /// # Errors
     /// As there.
     pub fn audit(&self, options: AuditOptions) -> Result<AuditReport> {
-        self.threads.wait("audit", self.inner.audit(options))?
+        self.threads.block_on("audit", self.inner.audit(options))?
     }
 
     /// See [`crate::Pool::scrub`].
@@ -354,7 +329,7 @@ impl Pool {
     /// # Errors
     /// As there.
     pub fn scrub(&self, control: Control) -> Result<AuditReport> {
-        self.threads.wait("scrub", self.inner.scrub(control))?
+        self.threads.block_on("scrub", self.inner.scrub(control))?
     }
 
     /// See [`crate::Pool::collect_garbage`].
@@ -363,7 +338,7 @@ impl Pool {
     /// As there.
     pub fn collect_garbage(&self) -> Result<Collected> {
         self.threads
-            .wait("collect_garbage", self.inner.collect_garbage())?
+            .block_on("collect_garbage", self.inner.collect_garbage())?
     }
 }
 
@@ -378,7 +353,20 @@ pub struct Device {
     threads: Threads,
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.threads.are_elsewhere() {
+            std::mem::forget(self.inner.clone());
+        }
+    }
+}
+
 impl Device {
+    /// The threads that its calls run on.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
     /// The async handle behind it.
     pub fn inner(&self) -> &Arc<dyn BlockDevice> {
         &self.inner
@@ -404,7 +392,7 @@ impl Device {
     /// # Errors
     /// As there.
     pub fn refresh(&self) -> Result<u64> {
-        self.threads.wait("refresh", self.inner.refresh())?
+        self.threads.block_on("refresh", self.inner.refresh())?
     }
 
     /// See [`BlockDevice::read_at`].
@@ -413,7 +401,7 @@ impl Device {
     /// As there.
     pub fn read_at(&self, offset: u64, length: usize) -> Result<Bytes> {
         let work = self.inner.read_at(offset, length);
-        self.threads.wait("read_at", work)?
+        self.threads.block_on("read_at", work)?
     }
 
     /// See [`BlockDevice::write_at`].
@@ -422,7 +410,7 @@ impl Device {
     /// As there.
     pub fn write_at(&self, offset: u64, data: impl Into<Bytes>) -> Result<()> {
         let work = self.inner.write_at(offset, data.into());
-        self.threads.wait("write_at", work)?
+        self.threads.block_on("write_at", work)?
     }
 
     /// See [`BlockDevice::flush`].
@@ -430,7 +418,7 @@ impl Device {
     /// # Errors
     /// As there.
     pub fn flush(&self) -> Result<()> {
-        self.threads.wait("flush", self.inner.flush())?
+        self.threads.block_on("flush", self.inner.flush())?
     }
 
     /// See [`BlockDevice::discard`].
@@ -438,7 +426,8 @@ impl Device {
     /// # Errors
     /// As there.
     pub fn discard(&self, range: ByteRange) -> Result<()> {
-        self.threads.wait("discard", self.inner.discard(range))?
+        self.threads
+            .block_on("discard", self.inner.discard(range))?
     }
 
     /// See [`BlockDevice::write_zeroes`].
@@ -447,7 +436,7 @@ impl Device {
     /// As there.
     pub fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<()> {
         let work = self.inner.write_zeroes(range, options);
-        self.threads.wait("write_zeroes", work)?
+        self.threads.block_on("write_zeroes", work)?
     }
 
     /// See [`BlockDevice::extents`].
@@ -455,7 +444,9 @@ impl Device {
     /// # Errors
     /// As there.
     pub fn extents(&self, range: ByteRange) -> Result<Extents> {
-        let stream = self.threads.wait("extents", self.inner.extents(range))??;
+        let stream = self
+            .threads
+            .block_on("extents", self.inner.extents(range))??;
         Ok(Extents::new(stream, &self.threads))
     }
 }
@@ -466,12 +457,23 @@ struct Items<T> {
     threads: Threads,
 }
 
+impl<T> Drop for Items<T> {
+    fn drop(&mut self) {
+        if self.threads.are_elsewhere() {
+            std::mem::forget(self.stream.take());
+        }
+    }
+}
+
 impl<T> Items<T> {
     fn next(&mut self, op: &'static str) -> Option<Result<T>> {
-        let item = self.threads.wait(op, self.stream.as_mut()?.next());
+        let item = self.threads.block_on(op, self.stream.as_mut()?.next());
         if !matches!(item, Ok(Some(_))) {
             // Nothing comes after the end, nor after a call from the wrong place.
-            self.stream = None;
+            let stream = self.stream.take();
+            if self.threads.are_elsewhere() {
+                std::mem::forget(stream);
+            }
         }
         item.unwrap_or_else(|error| Some(Err(error)))
     }

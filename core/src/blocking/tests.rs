@@ -1,6 +1,8 @@
+use tokio::runtime::Builder;
+
 use super::*;
 use crate::memory::{MemoryBackend, MemoryPool};
-use crate::{ByteSize, OriginKind};
+use crate::{ByteSize, Error, ErrorKind, OriginKind};
 
 fn name(name: &str) -> VolumeName {
     VolumeName::new(name).expect("the name is right")
@@ -120,6 +122,20 @@ fn threads_use_one_device_at_once() {
         let data = device.read_at(u64::from(part) * 8192, 8192).expect("read");
         assert_eq!(data, vec![part; 8192]);
     }
+}
+
+#[test]
+fn threads_are_shared_as_long_as_somebody_has_them() {
+    let first = Threads::shared().expect("threads");
+    let second = Threads::shared().expect("threads");
+    assert!(!first.are_elsewhere());
+    // Another test may have been asking at the same time, which gets its own.
+    let pool = Pool::new(MemoryPool::unlimited(), &first);
+    drop((first, second));
+    pool.usage().expect("usage");
+    let spawned = pool.threads().spawn("test", async { 7 }).expect("spawn");
+    let seven = pool.threads().block_on("test", spawned).expect("wait");
+    assert_eq!(seven.expect("no panic"), 7);
 }
 
 #[test]

@@ -1,47 +1,24 @@
 //! A guest that runs.
 
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Write};
+use std::ops::RangeInclusive;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use crate::Image;
+use tempfile::TempDir;
 
-/// The longest that any step of a guest may take, its boot included. A boot takes some seconds; what
-/// else the machine has to do may make that far more.
-const LIMIT: Duration = Duration::from_secs(180);
+use crate::{Disk, Image, Qmp};
 
-/// The disk of a guest: an NBD export on a Unix socket.
-#[derive(Clone, Debug)]
-pub struct Disk {
-    /// The socket.
-    pub socket: PathBuf,
-    /// The name of the export.
-    pub export: String,
-    /// The guest can't write it.
-    pub read_only: bool,
-    /// For how long QEMU tries to connect anew after it lost its server, in seconds; 0: the guest
-    /// gets errors at once.
-    pub reconnect: u32,
-}
-
-impl Disk {
-    /// The export `export` on the socket `socket`, for reading and writing.
-    pub fn new(socket: impl Into<PathBuf>, export: impl Into<String>) -> Self {
-        Disk {
-            socket: socket.into(),
-            export: export.into(),
-            read_only: false,
-            reconnect: 0,
-        }
-    }
-}
+/// The longest that any step of a guest may take, its boot included. A boot takes some seconds;
+/// what else the machine has to do may make that far more, and in the lab it takes minutes.
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
 
 /// A guest that runs. Dropping it pulls its plug.
 #[derive(Debug)]
 pub struct Guest {
     qemu: Child,
+    directory: TempDir,
     lines: Receiver<String>,
     /// All of the console so far.
     log: Vec<String>,
@@ -57,44 +34,24 @@ impl Guest {
     /// | `write` | writes eight files of 1 MiB of new content, durably | as `sums` |
     /// | `sums` | | `sum 1 SHA256` to `sum 8 SHA256` |
     /// | `trim` | writes 24 MiB, deletes them, tells the disk | `junk written`, `junk trimmed` |
-    /// | `record` | writes N numbered records, N given as an argument `records=N` | `record 1` to `record N`, each once it is durable |
-    /// | `nbd` | connects the kernel's NBD client to the export `second` on 127.0.0.1, port given as `port=N`; writes 4 MiB at 1 MiB, discards the first half | `size BYTES`; `second SHA256` of the second half |
+    /// | `record` | writes numbered records until it gets the order `end` | `record 1`, `record 2`…, each once it is durable |
     /// | `records` | looks for the records that `record` wrote | `records N`, if 1 to N are there |
+    /// | `pair` | as `record`, but writes each record to a second disk too, whose serial number begins with S, given as `serial=S`; freezes and thaws both file systems when it gets the orders `freeze` and `thaw` | as `record`; `frozen`, `thawed` |
+    /// | `pairs` | looks for the records that `pair` wrote | `records N`, `second N` |
+    /// | `plugged` | waits for a disk whose serial number begins with S, writes 1 MiB at 1 MiB, waits until it is gone | `sum 9 SHA256` and `plugged`, `unplugged` |
+    /// | `power` | waits until its power button is pressed | `running` |
+    /// | `nbd` | connects the kernel's NBD client to the export `second` on 127.0.0.1, port given as `port=N`; writes 4 MiB at 1 MiB, discards the first half | `size BYTES`; `second SHA256` of the second half |
     ///
     /// # Panics
     /// If QEMU can't be started.
     pub fn boot(image: &Image, disk: &Disk, work: &[&str]) -> Guest {
-        let (arguments, words): (Vec<&str>, Vec<&str>) =
-            work.iter().copied().partition(|word| word.contains('='));
-        let mut kernel = String::from("console=ttyS0 panic=-1 mitigations=off quiet loglevel=2");
-        kernel += if disk.read_only { " ro" } else { " rw" };
-        kernel += &format!(" vmx.do={}", words.join(","));
-        for argument in arguments {
-            kernel += &format!(" vmx.{argument}");
-        }
-        // With `setpriv` it dies with the test, even if that is killed.
-        let mut command = Command::new("setpriv");
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("qmp");
+        let mut command = command(image, disk, work);
         command
-            .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
-            .args([
-                "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "256",
-            ])
-            .args([
-                "-nodefaults",
-                "-display",
-                "none",
-                "-serial",
-                "stdio",
-                "-no-reboot",
-            ])
-            .args(disk_arguments(disk))
-            .args(network_arguments(work.contains(&"nbd")))
-            .arg("-kernel")
-            .arg(image.kernel())
-            .arg("-initrd")
-            .arg(image.initramfs())
-            .args(["-append", &kernel])
-            .stdin(Stdio::null())
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", socket.display()))
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut qemu = command
             .spawn()
@@ -111,9 +68,41 @@ impl Guest {
         });
         Guest {
             qemu,
+            directory,
             lines,
             log: Vec::new(),
         }
+    }
+
+    /// Starts QEMU, which is to refuse its disks, and returns what it says.
+    ///
+    /// # Panics
+    /// If it takes them.
+    pub fn refused(image: &Image, disk: &Disk) -> String {
+        let mut command = command(image, disk, &["sums"]);
+        let output = command.stdin(Stdio::null()).output();
+        let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success(), "it booted: {console}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Its QEMU.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn qmp(&self) -> Qmp {
+        Qmp::connect(&self.directory.path().join("qmp"), LIMIT)
+    }
+
+    /// Gives the guest an order: a line on its console.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn order(&mut self, line: &str) {
+        let console = self.qemu.stdin.as_mut().expect("a pipe");
+        writeln!(console, "{line}").expect("the guest runs");
+        console.flush().expect("the guest runs");
     }
 
     /// Waits until the guest says `line`.
@@ -125,11 +114,35 @@ impl Guest {
         while self.next(start, line).as_deref() != Some(line) {}
     }
 
-    /// What the guest has said since the last call, without waiting.
-    pub fn said(&mut self) -> Vec<String> {
-        let lines: Vec<String> = self.lines.try_iter().collect();
-        self.log.extend_from_slice(&lines);
-        lines.iter().filter_map(|line| own(line)).collect()
+    /// Waits until the guest tells of record number `record`, does `act`, and returns how many
+    /// records a snapshot that was taken by `act` may hold: all that were durable before, and none
+    /// that came after.
+    ///
+    /// # Panics
+    /// If the guest does not get there.
+    pub fn at_record(&mut self, record: u64, act: impl FnOnce()) -> RangeInclusive<u64> {
+        self.wait_for(&format!("record {record}"));
+        let durable = self.last_record();
+        act();
+        // One more may have been durable before the guest could tell.
+        durable..=self.last_record() + 1
+    }
+
+    /// The number of the last record that the guest has told of; 0: of none yet.
+    pub fn last_record(&mut self) -> u64 {
+        self.log.extend(self.lines.try_iter());
+        let own = self.log.iter().rev().filter_map(|line| own(line));
+        let number = |line: String| line.strip_prefix("record ")?.parse().ok();
+        own.filter_map(number).next().unwrap_or(0)
+    }
+
+    /// Has the guest stop writing records, and the rest as [`finish`](Self::finish).
+    ///
+    /// # Panics
+    /// As there.
+    pub fn end(mut self) -> Said {
+        self.order("end");
+        self.finish()
     }
 
     /// Waits until the guest has powered off, and returns all that it ever said, but for the last
@@ -184,7 +197,7 @@ impl Drop for Guest {
 
 /// What a guest said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said(Vec<String>);
+pub struct Said(pub(crate) Vec<String>);
 
 impl Said {
     /// The lines that begin with `word`.
@@ -211,10 +224,42 @@ impl Said {
     }
 }
 
-fn own(line: &str) -> Option<String> {
+pub(crate) fn own(line: &str) -> Option<String> {
     // The firmware may have left bytes of its own before the first line.
     let (_, own) = line.split_once("vmx: ")?;
     Some(own.to_owned())
+}
+
+/// The kernel's command line for a guest that does `work`.
+pub(crate) fn command_line(read_only: bool, work: &[&str]) -> String {
+    let (arguments, words): (Vec<&str>, Vec<&str>) =
+        work.iter().copied().partition(|word| word.contains('='));
+    let mut kernel = String::from("console=ttyS0 panic=-1 mitigations=off quiet loglevel=2");
+    kernel += if read_only { " ro" } else { " rw" };
+    kernel += &format!(" vmx.do={}", words.join(","));
+    for argument in arguments {
+        kernel += &format!(" vmx.{argument}");
+    }
+    kernel
+}
+
+/// QEMU with a guest that does `work`.
+fn command(image: &Image, disk: &Disk, work: &[&str]) -> Command {
+    // With `setpriv` it dies with the test, even if that is killed.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
+        .args(["-machine", "q35", "-accel", "tcg", "-cpu", "max"])
+        .args(["-m", "256", "-nodefaults", "-display", "none"])
+        .args(["-serial", "stdio", "-no-reboot"])
+        .args(&disk.arguments)
+        .args(network_arguments(work.contains(&"nbd")))
+        .arg("-kernel")
+        .arg(image.kernel())
+        .arg("-initrd")
+        .arg(image.initramfs())
+        .args(["-append", &command_line(disk.read_only, work)]);
+    command
 }
 
 /// A network in which this host's loopback is 10.0.2.2.
@@ -226,25 +271,4 @@ fn network_arguments(wanted: bool) -> &'static [&'static str] {
         "virtio-net-pci,netdev=net,romfile=",
     ];
     if wanted { &NETWORK } else { &[] }
-}
-
-fn disk_arguments(disk: &Disk) -> Vec<String> {
-    // A comma in a value is written twice.
-    let escaped = |text: &str| text.replace(',', ",,");
-    let on = if disk.read_only { "on" } else { "off" };
-    let backend = format!(
-        "driver=nbd,node-name=disk,server.type=unix,server.path={},export={},\
-         reconnect-delay={},discard=unmap,read-only={on}",
-        escaped(disk.socket.to_str().expect("a path in UTF-8")),
-        escaped(&disk.export),
-        disk.reconnect
-    );
-    [
-        "-blockdev",
-        &backend,
-        "-device",
-        "virtio-blk-pci,drive=disk,discard=on",
-    ]
-    .map(String::from)
-    .to_vec()
 }

@@ -29,7 +29,8 @@ impl Image {
         run(Command::new(here("../lab/initramfs"))
             .args([&kernel, &here("initramfs-init")])
             .arg(directory.path().join("initramfs"))
-            .args(["virtio_pci", "virtio_blk", "ext4", "virtio_net", "nbd"]));
+            .args(["virtio_pci", "virtio_blk", "ext4", "virtio_net", "nbd"])
+            .args(["button", "evdev"]));
         let image = Image { directory, kernel };
         image.make_disk();
         image
@@ -37,7 +38,7 @@ impl Image {
 
     fn make_disk(&self) {
         let root = self.directory.path().join("root");
-        for directory in ["bin", "dev", "proc", "sbin"] {
+        for directory in ["bin", "dev", "pair", "proc", "sbin", "sys"] {
             std::fs::create_dir_all(root.join(directory)).expect("a directory");
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
@@ -46,7 +47,9 @@ impl Image {
             "blockdev",
             "cat",
             "dd",
+            "fsfreeze",
             "fstrim",
+            "grep",
             "ifconfig",
             "mkdir",
             "mount",
@@ -54,8 +57,11 @@ impl Image {
             "poweroff",
             "rm",
             "sha256sum",
+            "sleep",
+            "stty",
             "sync",
             "tr",
+            "umount",
             "wc",
         ] {
             let link = root.join("bin").join(applet);

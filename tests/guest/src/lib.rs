@@ -1,14 +1,24 @@
-//! A small Linux that a test makes, serves, and boots under QEMU without KVM.
+//! A small Linux that a test makes, puts into a volume, and boots under QEMU without KVM.
 //!
 //! The guest does what the test asks for ([`Guest::boot`]) and tells the outcome on its console, in
 //! lines that begin with `vmx: `. Every wait has a limit, and QEMU ends with the test, however that
 //! ends.
 
+mod disk;
 mod guest;
 mod image;
+mod libvirt;
+mod qmp;
+mod reach;
+mod store;
 
-pub use guest::{Disk, Guest, Said};
+pub use disk::Disk;
+pub use guest::{Guest, Said};
 pub use image::Image;
+pub use libvirt::{Domain, Libvirt, confined};
+pub use qmp::Qmp;
+pub use reach::{HOST, Reached, SECRET, STOP, Way, array, directory_url};
+pub use store::{Store, name};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -56,6 +56,12 @@ impl Job {
         self.directory.path().join(format!("disk{number}"))
     }
 
+    /// Makes a link where QEMU runs.
+    pub(crate) fn link(&self, name: &str, to: &Path) -> Result<(), Error> {
+        let path = self.directory.path().join(name);
+        std::os::unix::fs::symlink(to, &path).map_err(|error| Error::file(&path, &error))
+    }
+
     /// Writes what the guest reads: its script, and scripts made for this run.
     pub(crate) fn write(
         &self,

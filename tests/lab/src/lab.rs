@@ -20,6 +20,7 @@ pub struct Lab {
     pub(crate) volatile: bool,
     pub(crate) memory: u64,
     pub(crate) time: Duration,
+    pub(crate) xen: bool,
 }
 
 impl Default for Lab {
@@ -31,6 +32,8 @@ impl Default for Lab {
 impl Lab {
     /// Memory of a lab, in bytes, if nothing else is said. QEMU takes it as the guest uses it.
     pub const MEMORY: u64 = 2 << 30;
+    /// What there is besides for the guests of [Xen](Lab::xen), in bytes.
+    pub const XEN_GUESTS: u64 = 1 << 30;
     /// How long a lab may run if nothing else is said.
     pub const TIME: Duration = Duration::from_secs(600);
 
@@ -53,6 +56,7 @@ impl Lab {
             volatile: false,
             memory: Lab::MEMORY,
             time: Lab::TIME,
+            xen: false,
         }
     }
 
@@ -99,6 +103,14 @@ impl Lab {
         self
     }
 
+    /// Boots under Xen, as its dom0: with the memory of a lab, and [`Lab::XEN_GUESTS`] more for
+    /// guests. Xen's daemons do not run; the script `xen-dom0` starts them.
+    #[must_use]
+    pub fn xen(mut self) -> Lab {
+        self.xen = true;
+        self
+    }
+
     /// Boots, and runs a command inside: a program and its arguments.
     ///
     /// # Errors
@@ -133,7 +145,7 @@ impl Lab {
             }
             *share = path;
         }
-        let image = image()?;
+        let image = made("image")?;
         let kernel = std::fs::canonicalize(image.join("kernel"));
         let kernel = kernel.map_err(|error| Error::file(&image, &error))?;
         let job = Job::new(&image.with_file_name("runs"))?;
@@ -142,6 +154,11 @@ impl Lab {
             disks.push(disk.take(job.scratch(number))?);
         }
         job.write(&lab, &kernel, &command)?;
+        if lab.xen {
+            job.link("xen", &made("xen")?.join("xen.elf"))?;
+            job.link("vmlinux", &kernel.join("vmlinux"))?;
+            job.link("initramfs", &image.join("initramfs"))?;
+        }
         let machine = Machine::start(&lab, &image, &job, disks)?;
         Ok(Running::new(machine, job, lab.time))
     }
@@ -154,9 +171,9 @@ fn is_name(name: &OsStr) -> bool {
     name.first().is_some_and(|first| !first.is_ascii_digit()) && name.iter().all(inner)
 }
 
-/// The directory with kernel and initramfs, made if need be.
-fn image() -> Result<PathBuf, Error> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("image");
+/// The directory that a script prints, which makes it if need be.
+fn made(script: &str) -> Result<PathBuf, Error> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
     let output = Command::new(&script).output();
     let output = output.map_err(|error| Error::file(&script, &error))?;
     let said = String::from_utf8_lossy(&output.stdout);

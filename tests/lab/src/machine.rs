@@ -229,21 +229,54 @@ fn list(parts: &[&dyn AsRef<std::ffi::OsStr>]) -> OsString {
     })
 }
 
+/// An oops ends the guest: what runs after one proves nothing. What watches for lost time finds
+/// nothing but a host that is busy. Timers are periodic: on a host that was very busy, one that has
+/// to be set anew each time was seen to stop for good on one processor.
+const KERNEL: &str = "panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog cryptomgr.notests \
+                      no_timer_check highres=off nohz=off tsc=reliable \
+                      workqueue.watchdog_thresh=0 rcupdate.rcu_cpu_stall_suppress=1 \
+                      rcupdate.rcu_expedited=1 random.trust_cpu=on";
+
+/// The kernel's console is the serial line.
+fn boot_linux(image: &Path) -> [OsString; 6] {
+    [
+        "-kernel".into(),
+        image.join("kernel/vmlinux").into(),
+        "-initrd".into(),
+        image.join("initramfs").into(),
+        "-append".into(),
+        format!("console=ttyS0 {KERNEL}").into(),
+    ]
+}
+
+/// Xen has the serial line and takes kernel and initramfs as modules, which are named in one
+/// list: the links of the job, in whose directory QEMU runs, have no names that would need quotes.
+fn boot_xen(memory: u64) -> [OsString; 6] {
+    let memory = memory >> 20;
+    [
+        "-kernel".into(),
+        "xen".into(),
+        "-initrd".into(),
+        format!("vmlinux console=hvc0 {KERNEL},initramfs").into(),
+        "-append".into(),
+        format!(
+            "dom0_mem={memory}M,max:{memory}M console=com1 com1=115200,8n1 bootscrub=off \
+             spec-ctrl=no xpti=off pv-l1tf=off loglvl=warning guest_loglvl=warning"
+        )
+        .into(),
+    ]
+}
+
 fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsString> {
-    let memory = format!("{}M", lab.memory >> 20);
-    // An oops ends the guest: what runs after one proves nothing. What watches for lost time finds
-    // nothing but a host that is busy. Timers are periodic: on a host that was very busy, one that has to be
-    // set anew each time was seen to stop for good on one processor.
-    let kernel = "console=ttyS0 panic=-1 oops=panic mitigations=off loglevel=5 nowatchdog \
-                  cryptomgr.notests no_timer_check highres=off nohz=off tsc=reliable workqueue.watchdog_thresh=0 \
-                  rcupdate.rcu_cpu_stall_suppress=1 rcupdate.rcu_expedited=1 random.trust_cpu=on";
+    let for_guests = if lab.xen { Lab::XEN_GUESTS } else { 0 };
+    let memory = format!("{}M", lab.memory.saturating_add(for_guests) >> 20);
     let mut arguments: Vec<OsString> = [
         "-machine",
         "q35",
         "-accel",
         "tcg,thread=multi,tb-size=512",
         "-cpu",
-        // What it has more than that is dear to emulate.
+        // What it has more than that is dear to emulate, and with SMAP dom0 does not boot.
         "Westmere",
         "-smp",
         "2",
@@ -253,8 +286,6 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsStrin
         "-display",
         "none",
         "-no-reboot",
-        "-append",
-        kernel,
         "-device",
         "virtio-rng-pci",
         "-device",
@@ -262,9 +293,12 @@ fn arguments(lab: &Lab, image: &Path, job: &Job, disks: &[Taken]) -> Vec<OsStrin
     ]
     .map(OsString::from)
     .to_vec();
+    arguments.extend(if lab.xen {
+        boot_xen(lab.memory)
+    } else {
+        boot_linux(image)
+    });
     let mut add = |option: &str, value: OsString| arguments.extend([option.into(), value]);
-    add("-kernel", image.join("kernel/vmlinux").into());
-    add("-initrd", image.join("initramfs").into());
     add("-serial", list(&[&"file:", &escaped(&job.console())]));
     for (fd, name) in ["status", "out", "err"].iter().enumerate() {
         add("-chardev", format!("socket,id={name},fd={fd}").into());

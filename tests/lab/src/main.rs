@@ -36,6 +36,10 @@ struct Options {
     /// Memory, in MiB
     #[arg(long, value_name = "MIB", default_value_t = Lab::MEMORY >> 20)]
     memory: u64,
+    /// Boot under Xen, as its dom0, with 1 GiB of memory more for guests; tests/lab/xen-dom0 makes
+    /// xl work
+    #[arg(long)]
+    xen: bool,
     /// Cut the power so long after the command's start
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     kill_after: Option<Duration>,
@@ -103,6 +107,9 @@ fn run(options: &Options) -> Result<u8, Error> {
         .time(options.time);
     if options.volatile {
         lab = lab.volatile();
+    }
+    if options.xen {
+        lab = lab.xen();
     }
     for disk in &options.disk {
         lab = lab.disk(disk.clone());

@@ -224,7 +224,7 @@ pub(crate) async fn c10_dropped_opens_leave_the_volume_free(ctx: &Ctx<'_>) {
 pub(crate) async fn c10_dropped_attaches_converge(ctx: &Ctx<'_>) {
     ctx.filled("a", MIB, 1).await;
     let name = n("a");
-    let options = exclusive("host-1");
+    let options = exclusive("iqn.2026-11.org.volmux:host-1");
     for polls in 0..=MOST_POLLS {
         cut(polls, ctx.pool().attach_volume(&name, options.clone())).await;
         let attached = converge(|| ctx.pool().attach_volume(&name, options.clone())).await;

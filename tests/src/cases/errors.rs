@@ -56,7 +56,7 @@ pub(crate) async fn c12_attaching_a_missing_volume_says_so(ctx: &Ctx<'_>) {
     let before = ctx.state().await;
     let options = AttachOptions {
         access: Access::ReadOnly,
-        ..exclusive("host-1")
+        ..exclusive("iqn.2026-11.org.volmux:host-1")
     };
     let result = ctx.pool().attach_volume(&n("missing"), options).await;
     ctx.refused(
@@ -69,7 +69,7 @@ pub(crate) async fn c12_attaching_a_missing_volume_says_so(ctx: &Ctx<'_>) {
     .await;
     let detached = ctx
         .pool()
-        .detach_volume(&n("missing"), &holder("host-1"))
+        .detach_volume(&n("missing"), &holder("iqn.2026-11.org.volmux:host-1"))
         .await;
     detached.expect("detaching what is gone");
 }

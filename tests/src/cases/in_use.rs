@@ -174,7 +174,7 @@ pub(crate) async fn c04_a_snapshot_cannot_be_attached_for_writing(ctx: &Ctx<'_>)
     ctx.snapshot("a", "s").await;
     let before = ctx.state().await;
     let options = |access| AttachOptions {
-        holder: Holder::new("host-1").expect("holder"),
+        holder: Holder::new("iqn.2026-11.org.volmux:host-1").expect("holder"),
         access,
         sharing: Sharing::Exclusive,
     };
@@ -195,7 +195,7 @@ pub(crate) async fn c04_a_snapshot_cannot_be_attached_for_writing(ctx: &Ctx<'_>)
         .attach_volume(&n("s"), options(Access::ReadOnly))
         .await;
     assert_eq!(attached.expect("attach").access, Access::ReadOnly);
-    let holder = Holder::new("host-1").expect("holder");
+    let holder = Holder::new("iqn.2026-11.org.volmux:host-1").expect("holder");
     let detached = ctx.pool().detach_volume(&n("s"), &holder).await;
     detached.expect("detach");
 }

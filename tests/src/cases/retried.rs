@@ -1,6 +1,7 @@
 //! Clause 2 for attach and detach, and what an attachment is.
 
 use super::*;
+use crate::host::HostDisk;
 use volmux::{Access, AttachOptions, AttachTarget, Attachment, ErrorKind, Holder, Result, Sharing};
 
 pub(super) fn holder(name: &str) -> Holder {
@@ -27,19 +28,25 @@ pub(super) async fn detach(ctx: &Ctx<'_>, name: &str, host: &str) {
 
 pub(crate) async fn c02_attach_can_be_repeated(ctx: &Ctx<'_>) {
     let volume = ctx.create("a", MIB).await;
-    let first = attach(ctx, "a", "host-1").await.expect("attach");
-    let again = attach(ctx, "a", "host-1").await.expect("attach again");
+    let first = attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach");
+    let again = attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach again");
     assert_eq!(again, first);
     assert_eq!(first.volume.as_str(), "a");
     assert_eq!(first.id, volume.id, "the serial number is the volume's id");
-    assert_eq!(first.holder, holder("host-1"));
+    assert_eq!(first.holder, holder("iqn.2026-11.org.volmux:host-1"));
     assert_eq!(first.access, Access::ReadWrite);
-    detach(ctx, "a", "host-1").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
 }
 
 pub(crate) async fn c02_attach_with_other_options_is_refused(ctx: &Ctx<'_>) {
     ctx.create("a", MIB).await;
-    attach(ctx, "a", "host-1").await.expect("attach");
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach");
     let before = ctx.state().await;
     for (access, sharing) in [
         (Access::ReadOnly, Sharing::Exclusive),
@@ -48,50 +55,44 @@ pub(crate) async fn c02_attach_with_other_options_is_refused(ctx: &Ctx<'_>) {
         let options = AttachOptions {
             access,
             sharing,
-            ..exclusive("host-1")
+            ..exclusive("iqn.2026-11.org.volmux:host-1")
         };
         let result = ctx.pool().attach_volume(&n("a"), options).await;
         ctx.refused(result, ErrorKind::Busy, "attach_volume", "a", &before)
             .await;
     }
-    detach(ctx, "a", "host-1").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
 }
 
 pub(crate) async fn c02_detach_can_be_repeated(ctx: &Ctx<'_>) {
     ctx.create("a", MIB).await;
-    detach(ctx, "a", "host-1").await;
-    attach(ctx, "a", "host-1").await.expect("attach");
-    detach(ctx, "a", "host-2").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach");
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-2").await;
     let busy = ctx.pool().delete_volume(&n("a")).await;
     assert_error(busy, ErrorKind::Busy, "delete_volume", "a");
-    detach(ctx, "a", "host-1").await;
-    detach(ctx, "a", "host-1").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
     ctx.delete("a").await;
-    detach(ctx, "a", "host-1").await;
-    detach(ctx, "missing", "host-1").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
+    detach(ctx, "missing", "iqn.2026-11.org.volmux:host-1").await;
 }
 
 pub(crate) async fn c09_an_attachment_leads_to_the_volumes_data(ctx: &Ctx<'_>) {
     let data = ctx.filled("a", MIB, 1).await;
-    let attached = attach(ctx, "a", "host-1").await.expect("attach");
-    let path = match &attached.target {
-        AttachTarget::File { path } | AttachTarget::BlockDevice { path } => path.clone(),
-        AttachTarget::Qcow2 { .. } => {
-            panic!("a volume without snapshots and clones is not an image: {attached:?}")
-        }
-        _ => panic!("a target that this case does not know: {attached:?}"),
-    };
-    assert!(path.is_absolute());
-    let found = std::fs::read(&path).expect("the host reads the target");
-    assert_same(&found, &data, "what the host sees");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .expect("the host opens the target for writing");
-    std::io::Write::write_all(&mut file, &pattern(2, 4096)).expect("the host writes");
-    file.sync_all().expect("the host flushes");
-    drop(file);
-    detach(ctx, "a", "host-1").await;
+    let attached = attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach");
+    if matches!(attached.target, AttachTarget::Qcow2 { .. }) {
+        panic!("a volume without snapshots and clones is not an image: {attached:?}");
+    }
+    let disk = HostDisk::open(&attached).await;
+    assert_same(&disk.read_all().await, &data, "what the host sees");
+    disk.write_at_start(pattern(2, 4096)).await;
+    disk.close().await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
     let found = ctx.read("a").await;
     assert_same(&found[..4096], &pattern(2, 4096), "what the host wrote");
     assert_same(&found[4096..], &data[4096..], "the rest");
@@ -99,25 +100,35 @@ pub(crate) async fn c09_an_attachment_leads_to_the_volumes_data(ctx: &Ctx<'_>) {
 
 pub(crate) async fn c09_an_attachment_lasts_beyond_the_handle(ctx: &Ctx<'_>) {
     ctx.create("a", MIB).await;
-    attach(ctx, "a", "host-1").await.expect("attach");
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach");
     let other = ctx.other_handle().await;
-    let result = other.attach_volume(&n("a"), exclusive("host-2")).await;
+    let result = other
+        .attach_volume(&n("a"), exclusive("iqn.2026-11.org.volmux:host-2"))
+        .await;
     assert_error(result, ErrorKind::Busy, "attach_volume", "a");
     let result = other.delete_volume(&n("a")).await;
     assert_error(result, ErrorKind::Busy, "delete_volume", "a");
-    let detached = other.detach_volume(&n("a"), &holder("host-1")).await;
+    let detached = other
+        .detach_volume(&n("a"), &holder("iqn.2026-11.org.volmux:host-1"))
+        .await;
     detached.expect("detach through another handle");
-    attach(ctx, "a", "host-2").await.expect("free again");
-    detach(ctx, "a", "host-2").await;
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-2")
+        .await
+        .expect("free again");
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-2").await;
 }
 
 pub(crate) async fn c09_an_attachment_follows_a_rename(ctx: &Ctx<'_>) {
     ctx.create("a", MIB).await;
-    attach(ctx, "a", "host-1").await.expect("attach");
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach");
     let renamed = ctx.pool().rename_volume(&n("a"), &n("b")).await;
     renamed.expect("rename while attached");
     let busy = ctx.pool().delete_volume(&n("b")).await;
     assert_error(busy, ErrorKind::Busy, "delete_volume", "b");
-    detach(ctx, "b", "host-1").await;
+    detach(ctx, "b", "iqn.2026-11.org.volmux:host-1").await;
     ctx.delete("b").await;
 }

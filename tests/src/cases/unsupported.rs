@@ -77,7 +77,7 @@ async fn attempt(ctx: &Ctx<'_>, capability: &str) -> (&'static str, Result<(), E
             ("extents", result.map(drop))
         }
         "attach" => {
-            let options = exclusive("host-1");
+            let options = exclusive("iqn.2026-11.org.volmux:host-1");
             let holder = options.holder.clone();
             let result = pool.attach_volume(&name, options).await;
             if result.is_ok() {

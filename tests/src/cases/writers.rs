@@ -172,14 +172,19 @@ pub(crate) async fn c09_a_volume_in_use_cannot_be_shrunk(ctx: &Ctx<'_>) {
 pub(crate) async fn c09_attached_excludes_writers(ctx: &Ctx<'_>) {
     ctx.filled("a", MIB, 1).await;
     ctx.snapshot("a", "s").await;
-    attach(ctx, "a", "host-1").await.expect("attach");
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("attach");
     let before = ctx.state().await;
     let busy = ErrorKind::Busy;
     let result = ctx.open("a", OpenOptions::read_write()).await;
     let text = format!("{result:?}");
-    assert!(text.contains("host-1"), "it names the holder: {text}");
+    assert!(
+        text.contains("iqn.2026-11.org.volmux:host-1"),
+        "it names the holder: {text}"
+    );
     ctx.refused(result, busy, "open_volume", "a", &before).await;
-    let result = attach(ctx, "a", "host-2").await;
+    let result = attach(ctx, "a", "iqn.2026-11.org.volmux:host-2").await;
     ctx.refused(result, busy, "attach_volume", "a", &before)
         .await;
     let result = ctx.pool().delete_volume(&n("a")).await;
@@ -199,7 +204,7 @@ pub(crate) async fn c09_attached_excludes_writers(ctx: &Ctx<'_>) {
     ctx.refused(result, busy, "resize_volume", "a", &before)
         .await;
     drop(ctx.reader("a").await);
-    detach(ctx, "a", "host-1").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
     drop(ctx.writer("a").await);
 }
 
@@ -210,15 +215,17 @@ pub(crate) async fn c09_a_writer_excludes_attachments(ctx: &Ctx<'_>) {
     for sharing in [Sharing::Exclusive, Sharing::Shared] {
         let options = AttachOptions {
             sharing,
-            ..exclusive("host-1")
+            ..exclusive("iqn.2026-11.org.volmux:host-1")
         };
         let result = ctx.pool().attach_volume(&n("a"), options).await;
         ctx.refused(result, ErrorKind::Busy, "attach_volume", "a", &before)
             .await;
     }
     drop(writer);
-    attach(ctx, "a", "host-1").await.expect("free again");
-    detach(ctx, "a", "host-1").await;
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-1")
+        .await
+        .expect("free again");
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
 }
 
 pub(crate) async fn c09_read_only_attachments_go_with_a_writer(ctx: &Ctx<'_>) {
@@ -228,7 +235,10 @@ pub(crate) async fn c09_read_only_attachments_go_with_a_writer(ctx: &Ctx<'_>) {
         access: Access::ReadOnly,
         ..exclusive(host)
     };
-    for host in ["host-1", "host-2"] {
+    for host in [
+        "iqn.2026-11.org.volmux:host-1",
+        "iqn.2026-11.org.volmux:host-2",
+    ] {
         let attached = ctx.pool().attach_volume(&n("a"), reading(host)).await;
         assert_eq!(attached.expect("beside a writer").access, Access::ReadOnly);
     }
@@ -238,7 +248,10 @@ pub(crate) async fn c09_read_only_attachments_go_with_a_writer(ctx: &Ctx<'_>) {
         .expect("the writer goes on");
     drop(writer);
     drop(ctx.writer("a").await);
-    for host in ["host-1", "host-2"] {
+    for host in [
+        "iqn.2026-11.org.volmux:host-1",
+        "iqn.2026-11.org.volmux:host-2",
+    ] {
         let before = ctx.state().await;
         let result = ctx.pool().delete_volume(&n("a")).await;
         ctx.refused(result, ErrorKind::Busy, "delete_volume", "a", &before)
@@ -254,18 +267,23 @@ pub(crate) async fn c09_attachments_can_be_shared(ctx: &Ctx<'_>) {
         sharing: Sharing::Shared,
         ..exclusive(host)
     };
-    for host in ["host-1", "host-2"] {
+    for host in [
+        "iqn.2026-11.org.volmux:host-1",
+        "iqn.2026-11.org.volmux:host-2",
+    ] {
         let attached = ctx.pool().attach_volume(&n("a"), shared(host)).await;
         assert_eq!(attached.expect("shared").holder.as_str(), host);
     }
-    let result = attach(ctx, "a", "host-3").await;
+    let result = attach(ctx, "a", "iqn.2026-11.org.volmux:host-3").await;
     assert_error(result, ErrorKind::Busy, "attach_volume", "a");
-    detach(ctx, "a", "host-1").await;
-    let result = attach(ctx, "a", "host-3").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-1").await;
+    let result = attach(ctx, "a", "iqn.2026-11.org.volmux:host-3").await;
     assert_error(result, ErrorKind::Busy, "attach_volume", "a");
-    detach(ctx, "a", "host-2").await;
-    attach(ctx, "a", "host-3").await.expect("free again");
-    detach(ctx, "a", "host-3").await;
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-2").await;
+    attach(ctx, "a", "iqn.2026-11.org.volmux:host-3")
+        .await
+        .expect("free again");
+    detach(ctx, "a", "iqn.2026-11.org.volmux:host-3").await;
 }
 
 pub(crate) async fn c09_taking_over_fences_the_old_writer(ctx: &Ctx<'_>) {

@@ -13,10 +13,10 @@ use super::image::{self, ChainError, header_of, is_frozen, open_node};
 use super::merge::Merge;
 use super::refcounts;
 use crate::audit::References;
+use crate::inner::Inner;
 use crate::inuse;
 use crate::layout::PoolDirs;
 use crate::node::Node;
-use crate::pool::Inner;
 use crate::queue::Stop;
 use crate::sys::Locked;
 
