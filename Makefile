@@ -9,11 +9,6 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 export LC_ALL := C.UTF-8
 
-# Nothing is compiled twice in one go there, so keeping the compiler's state is only work.
-ifdef CI
-export CARGO_INCREMENTAL := 0
-endif
-
 # Tests and benchmarks mount loop devices. Cargo itself runs as whoever called it.
 ifneq ($(shell id -u),0)
 AS_ROOT := sudo
@@ -45,7 +40,9 @@ demo: setup ## show the whole life of a volume, on a pool in a temporary directo
 	@VOLMUX=$(CARGO_TARGET_DIR)/debug/volmux examples/demo.sh
 
 # The short steps come first, the tests last: what fails early costs little.
+# Nothing is compiled twice, so keeping the compiler's state would only take time, and as much room as all the rest.
 .PHONY: check
+check: export CARGO_INCREMENTAL := 0
 check: FUZZ_RUNS := 50000
 check: setup fmt clippy docs licences lifecycle check-serve check-python check-demo check-array check-qemu fuzz check-sim check-lab test-all ## everything that must hold before a commit lands
 	$(call title,check: all passed)
