@@ -60,7 +60,7 @@ async fn count(pool: &dyn Pool) {
 
 async fn change(pool: &dyn Pool) {
     let options = CreateOptions::thin(ByteSize::mib(1));
-    for round in 0..1000 {
+    for _ in 0..1000 {
         let (name, to, taken) = (n("there"), n("renamed"), n("taken"));
         pool.create_volume(&name, options).await.expect("create");
         pool.rename_volume(&name, &to).await.expect("rename");
@@ -69,7 +69,6 @@ async fn change(pool: &dyn Pool) {
         pool.delete_volume(&to).await.expect("delete");
         pool.delete_volume(&taken).await.expect("delete");
         if pool.volume(&n("stop")).await.is_ok() {
-            assert!(round > 0, "it was stopped at once");
             return;
         }
     }
