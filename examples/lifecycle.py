@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The life of a volume: create, write, snapshot, clone, diff, revert, copy, resize, delete.
+"""The life of a volume: create, write, snapshot, clone, diff, revert, copy, group, resize, delete.
 
     python examples/lifecycle.py                      # a directory pool that is gone afterwards
     python examples/lifecycle.py dir:///srv/volumes   # any other pool
@@ -32,6 +32,7 @@ def main(pool: volmux.Pool) -> None:
     diff(pool)
     revert(pool)
     copy_and_resize(pool)
+    group(pool)
     asyncio.run(read_all(pool))
     delete(pool)
     assert len(pool.volumes()) == before
@@ -104,6 +105,27 @@ def copy_and_resize(pool: volmux.Pool) -> None:
         pass
     else:
         raise AssertionError("shrinking needs leave")
+
+
+def group(pool: volmux.Pool) -> None:
+    """Snapshots of two volumes of one moment. What writes them is this program; it could be a guest."""
+    disks = [pool.open_volume(name, access="read-write") for name in (WEB, TEST)]
+
+    def freeze() -> None:
+        for disk in disks:
+            disk.flush()
+
+    def thaw() -> None:
+        pass  # nothing but this thread writes
+
+    members = [(pool, WEB, f"{WEB}-now"), (pool, TEST, f"{TEST}-now")]
+    taken = volmux.snapshot_group(members, freeze=freeze, thaw=thaw, deadline=5)
+    print(f"group    {', '.join(snapshot.name for snapshot in taken)}")
+    for disk in disks:
+        disk.close()
+    for snapshot in taken:
+        assert read(pool, snapshot.name, 0) == b"A" * BLOCK
+        pool.delete_volume(snapshot.name)
 
 
 async def read_all(pool: volmux.Pool) -> None:

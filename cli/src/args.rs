@@ -170,6 +170,8 @@ pub enum VolumeCommand {
         /// The snapshot's name
         name: String,
     },
+    /// Make snapshots of several volumes of one moment, between a freeze and a thaw
+    SnapshotGroup(GroupArgs),
     /// Make a writable volume that shares the blocks of a volume or snapshot
     Clone {
         /// The volume or snapshot that it begins with
@@ -237,6 +239,23 @@ pub enum VolumeCommand {
         /// The new volume's name
         name: String,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct GroupArgs {
+    /// A volume's name and that of its snapshot
+    #[arg(required = true, value_name = "VOLUME=SNAPSHOT")]
+    pub members: Vec<String>,
+    /// A command of the shell that makes what writes them stand still: virsh domfsfreeze web
+    #[arg(long, value_name = "COMMAND")]
+    pub freeze: String,
+    /// A command of the shell that lets it go on. It is run whatever comes of the rest, and again if
+    /// it fails
+    #[arg(long, value_name = "COMMAND")]
+    pub thaw: String,
+    /// For how long writing may stand still. Then it is thawed, and no snapshot is left
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub deadline: u32,
 }
 
 #[derive(Args, Debug)]

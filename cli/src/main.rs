@@ -10,6 +10,7 @@ mod export;
 mod extents;
 mod for_qemu;
 mod generate;
+mod group;
 mod image;
 mod import;
 mod output;

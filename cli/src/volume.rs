@@ -9,7 +9,7 @@ use volmux::{
 use crate::app::App;
 use crate::args::{SortKey, VolumeCommand};
 use crate::output::{VolumeDoc, fragments_text, list_heading, list_line, made_line, volume_text};
-use crate::{attach, destroy, export, extents, import};
+use crate::{attach, destroy, export, extents, group, import};
 
 /// Runs a volume command and gives the exit code.
 ///
@@ -30,6 +30,7 @@ pub async fn run(app: &App, command: VolumeCommand) -> Result<u8> {
         C::Rename { name, to } => rename(app, &name, &to).await,
         C::Delete { names, dry_run } => destroy::delete(app, &names, dry_run).await,
         C::Snapshot { source, name } => snapshot(app, &source, &name).await,
+        C::SnapshotGroup(args) => group::run(app, &args).await,
         C::Clone { source, name } => clone(app, &source, &name).await,
         C::Revert {
             name,

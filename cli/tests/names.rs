@@ -72,6 +72,7 @@ fn in_rust() -> BTreeSet<String> {
         &read("core/src/device.rs"),
         "pub trait BlockDevice: ",
     ));
+    all.insert("snapshot_group".to_owned());
     // Of a language's own: the same object, as another type.
     all.remove("as_pool");
     all

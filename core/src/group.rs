@@ -1,13 +1,12 @@
 //! Snapshots of several volumes of one moment, while what writes them stands still.
 
-use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use tokio::time::{sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
     Control, Error, ErrorKind, Pool, PoolExt, Result, SnapshotOptions, Volume, VolumeName,
@@ -49,10 +48,39 @@ pub struct Member {
     pub snapshot: VolumeName,
 }
 
+/// How to take snapshots of a group.
+#[derive(Clone, Debug)]
+pub struct GroupOptions {
+    /// How long writing may stand still, from when it begins to freeze. Ten seconds, which is what
+    /// Windows grants, unless told otherwise.
+    pub deadline: Duration,
+    /// Cancellation: what is frozen is thawed then. It tells of no progress.
+    pub control: Control,
+}
+
+impl Default for GroupOptions {
+    fn default() -> Self {
+        GroupOptions {
+            deadline: Duration::from_secs(10),
+            control: Control::new(),
+        }
+    }
+}
+
+impl GroupOptions {
+    /// With this deadline.
+    pub fn within(deadline: Duration) -> Self {
+        GroupOptions {
+            deadline,
+            ..GroupOptions::default()
+        }
+    }
+}
+
 /// Freezes, takes a snapshot of every member, all at once, and thaws. The snapshots come back in the
 /// members' order.
 ///
-/// From when it begins to freeze, writing stands still for `deadline` at most; then it is thawed,
+/// From when it begins to freeze, writing stands still until the deadline at most; then it is thawed,
 /// whatever the pools do. What can be found wrong before is found before. If anything fails, no snapshot
 /// is left that was made here. It goes on to its end, the thaw included, if this future is dropped;
 /// a process that dies leaves it frozen. Must be called in a Tokio runtime. The snapshots' names must be
@@ -60,14 +88,14 @@ pub struct Member {
 ///
 /// # Errors
 /// `InvalidInput` for no member or a snapshot that is named twice; `AlreadyExists` if one is there;
-/// `TimedOut` if the deadline came first; those of the pools and of the freezer. `left_behind` names
-/// snapshots that could not be removed.
+/// `TimedOut` if the deadline came first, and if it was cancelled; those of the pools and of the freezer.
+/// `left_behind` names snapshots that could not be removed.
 pub async fn snapshot_group(
     members: Vec<Member>,
     freezer: Arc<dyn Freezer>,
-    deadline: Duration,
+    options: GroupOptions,
 ) -> Result<Vec<Volume>> {
-    let work = async move { run(&members, freezer.as_ref(), deadline).await };
+    let work = async move { run(&members, freezer.as_ref(), &options).await };
     match tokio::spawn(work).await {
         Ok(done) => done,
         Err(error) => Err(Error::new(ErrorKind::Internal, OP)
@@ -76,44 +104,66 @@ pub async fn snapshot_group(
     }
 }
 
-async fn run(members: &[Member], freezer: &dyn Freezer, deadline: Duration) -> Result<Vec<Volume>> {
+async fn run(
+    members: &[Member],
+    freezer: &dyn Freezer,
+    options: &GroupOptions,
+) -> Result<Vec<Volume>> {
+    options.control.check(OP)?;
     check(members).await?;
-    let end = tokio::time::Instant::now() + deadline;
-    match timeout_at(end, freezer.freeze()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return after_thaw(freezer, error).await,
-        Err(_) => return after_thaw(freezer, late(deadline, "it was not frozen")).await,
+    let end = Instant::now() + options.deadline;
+    let frozen = tokio::select! {
+        biased;
+        frozen = freezer.freeze() => frozen,
+        error = options.over(end, "it was not frozen") => Err(error),
+    };
+    if let Err(error) = frozen {
+        return after_thaw(freezer, error).await;
     }
-    let control = Control::new();
+    let control = Control::new().with_cancel(options.control.child_cancellation());
     let mut taking = pin!(join_all(members.iter().map(|m| take(m, &control))));
     let in_time = tokio::select! {
         biased;
-        taken = &mut taking => Some(taken),
-        () = sleep_until(end) => None,
+        taken = &mut taking => Ok(taken),
+        error = options.over(end, "the pools did not take the snapshots") => Err(error),
     };
-    if in_time.is_none() {
-        control.cancel();
-    }
+    control.cancel();
     let thawed = thaw(freezer).await;
-    let is_late = in_time.is_none();
-    // A pool that is dropped in the middle might make the snapshot later.
-    let taken = match in_time {
-        Some(taken) => taken,
-        None => taking.await,
+    let (taken, stopped) = match in_time {
+        Ok(taken) => (taken, None),
+        // A pool that is dropped in the middle might make the snapshot later.
+        Err(error) => (taking.await, Some(error)),
     };
-    let failed = match (thawed, taken.iter().find_map(|taken| taken.as_ref().err())) {
-        (Err(error), _) => error,
-        (Ok(()), _) if is_late => late(deadline, "the pools did not take the snapshots"),
-        (Ok(()), Some(_)) => return undo(members, taken, None).await,
-        (Ok(()), None) => return taken.into_iter().collect(),
-    };
-    undo(members, taken, Some(failed)).await
+    match thawed.err().or(stopped) {
+        None if taken.iter().all(Result::is_ok) => taken.into_iter().collect(),
+        failed => undo(members, taken, failed).await,
+    }
+}
+
+impl GroupOptions {
+    /// Why it does not go on, as soon as it must not.
+    async fn over(&self, end: Instant, what: &str) -> Error {
+        let error = Error::new(ErrorKind::TimedOut, OP);
+        tokio::select! {
+            biased;
+            () = self.control.cancelled() => error
+                .reason("cancelled by the caller")
+                .help("nothing was changed; call again to start over"),
+            () = sleep_until(end) => error
+                .reason(format!("{what} within {} s", self.deadline.as_secs_f64()))
+                .help("nothing was changed; give it more time, or find out what is slow"),
+        }
+    }
+}
+
+pub(crate) fn empty() -> Error {
+    Error::new(ErrorKind::InvalidInput, OP).reason("the group has no volume")
 }
 
 /// Finds what would fail, while nothing stands still yet.
 async fn check(members: &[Member]) -> Result<()> {
     if members.is_empty() {
-        return Err(Error::new(ErrorKind::InvalidInput, OP).reason("the group has no volume"));
+        return Err(empty());
     }
     for (at, member) in members.iter().enumerate() {
         let named = |error: Error| error.with("snapshot", &member.snapshot);
@@ -172,12 +222,6 @@ async fn after_thaw(freezer: &dyn Freezer, error: Error) -> Result<Vec<Volume>> 
     }
 }
 
-fn late(deadline: Duration, what: impl fmt::Display) -> Error {
-    Error::new(ErrorKind::TimedOut, OP)
-        .reason(format!("{what} within {} s", deadline.as_secs_f64()))
-        .help("nothing was changed; give it more time, or find out what is slow")
-}
-
 /// Removes what was made, and gives back `error`, or else the first one of the pools.
 async fn undo(
     members: &[Member],
@@ -213,6 +257,10 @@ mod tests {
     use crate::{ByteSize, CreateOptions};
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    fn within(deadline: Duration) -> GroupOptions {
+        GroupOptions::within(deadline)
+    }
 
     /// Notes what it is asked for.
     #[derive(Default)]
@@ -307,7 +355,7 @@ mod tests {
 
     async fn fails(pool: &Arc<Faulty>, freezer: Noted, kind: ErrorKind) -> (Arc<Noted>, Error) {
         let freezer = Arc::new(freezer);
-        let done = snapshot_group(members(pool), freezer.clone(), 10 * SECOND).await;
+        let done = snapshot_group(members(pool), freezer.clone(), within(10 * SECOND)).await;
         let error = done.expect_err("it fails");
         assert_eq!(error.kind(), kind, "{error}");
         assert_eq!(names(pool).await, ["data", "root"]);
@@ -318,7 +366,7 @@ mod tests {
     async fn a_group_is_taken_between_freezing_and_thawing() {
         let pool = pool(FaultPlan::none()).await;
         let freezer = Arc::new(Noted::default());
-        let done = snapshot_group(members(&pool), freezer.clone(), SECOND).await;
+        let done = snapshot_group(members(&pool), freezer.clone(), within(SECOND)).await;
         let taken: Vec<_> = done
             .expect("taken")
             .iter()
@@ -346,7 +394,7 @@ mod tests {
             (vec![of("root", "data")], ErrorKind::AlreadyExists),
         ] {
             let freezer = Arc::new(Noted::default());
-            let done = snapshot_group(group, freezer.clone(), SECOND).await;
+            let done = snapshot_group(group, freezer.clone(), within(SECOND)).await;
             assert_eq!(done.expect_err("wrong").kind(), kind);
             assert!(freezer.calls().is_empty());
         }
@@ -406,7 +454,7 @@ mod tests {
             freeze_takes: SECOND,
             ..Noted::default()
         });
-        let call = snapshot_group(members(&pool), freezer.clone(), 10 * SECOND);
+        let call = snapshot_group(members(&pool), freezer.clone(), within(10 * SECOND));
         assert!(timeout(SECOND / 2, call).await.is_err(), "dropped");
         assert_eq!(freezer.calls(), ["freeze"]);
         sleep(SECOND).await;
@@ -431,10 +479,51 @@ mod tests {
             }
             start.elapsed()
         });
-        let done = snapshot_group(group, freezer, 10 * SECOND).await;
+        let done = snapshot_group(group, freezer, within(10 * SECOND)).await;
         assert_eq!(done.expect_err("late").kind(), ErrorKind::TimedOut);
         let thawed_at = thawed_at.await.expect("thawed");
         assert!(thawed_at <= 11 * SECOND, "{thawed_at:?}");
         assert_eq!(names(&pool).await, ["data", "root"], "none is left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cancels_it_has_it_thawed_at_once() {
+        for (freeze_takes, calls) in [(5 * SECOND, 0), (Duration::ZERO, 2)] {
+            let pool = pool(FaultPlan::none()).await;
+            let freezer = Arc::new(Noted {
+                freeze_takes,
+                ..Noted::default()
+            });
+            let mut group = members(&pool);
+            for member in &mut group {
+                member.pool = Layer::around(pool.clone(), Slow);
+            }
+            let options = GroupOptions::default();
+            let control = options.control.clone();
+            let start = Instant::now();
+            let call = tokio::spawn(snapshot_group(group, freezer.clone(), options));
+            sleep(SECOND).await;
+            control.cancel();
+            while freezer.calls().len() < 2 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(start.elapsed(), SECOND);
+            let done = call.await.expect("no panic");
+            assert_eq!(done.expect_err("cancelled").kind(), ErrorKind::TimedOut);
+            assert_eq!(freezer.calls(), ["freeze", "thaw"]);
+            assert_eq!(pool.calls_of("snapshot_volume"), calls);
+            assert_eq!(names(&pool).await, ["data", "root"], "none is left");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_cancelled_before_freezes_nothing() {
+        let pool = pool(FaultPlan::none()).await;
+        let freezer = Arc::new(Noted::default());
+        let options = GroupOptions::default();
+        options.control.cancel();
+        let done = snapshot_group(members(&pool), freezer.clone(), options).await;
+        assert_eq!(done.expect_err("cancelled").kind(), ErrorKind::TimedOut);
+        assert!(freezer.calls().is_empty());
     }
 }

@@ -761,6 +761,34 @@ typedef struct vmx_extent_query {
 } vmx_extent_query;
 
 /**
+ * A volume that belongs to a group, and its snapshot's name. Unlike other structures this one, as
+ * an element of an array, never grows.
+ */
+typedef struct vmx_group_member {
+    /**
+     * Where it is. A machine's disks may be in several pools.
+     */
+    const struct vmx_pool *pool;
+    /**
+     * The volume.
+     */
+    const char *volume;
+    /**
+     * The snapshot to be made, in the same pool.
+     */
+    const char *snapshot;
+} vmx_group_member;
+
+/**
+ * Makes what writes the volumes stand still, or lets it go on: a guest's file systems by its agent, a
+ * data base, the program itself. It returns 0 if it has done so.
+ *
+ * Called from a thread of its own, in which calls that wait may be made; not any more once the
+ * operation has returned. It must return: no exception, no longjmp, no pthread_exit.
+ */
+typedef int (*vmx_hold)(void *data);
+
+/**
  * What to render besides the attachment. All zeros is right for a disk that has one writer: what
  * is NULL has its default.
  */
@@ -1514,6 +1542,32 @@ uint64_t vmx_extents_granularity(const struct vmx_extents *extents);
  * Frees extents, at their end or before. NULL is fine.
  */
 void vmx_extents_free(struct vmx_extents *extents);
+
+/**
+ * Calls `freeze`, takes a snapshot of each of `count` members, all at once, and calls `thaw`. So
+ * the snapshots are of one moment. `volumes` is NULL, or gets as many volumes, in the same order.
+ *
+ * Writing stands still for `deadline_milliseconds` at most (0: for 10000) from when `freeze` is
+ * called; then `thaw` is called whatever the pools do, and the call fails with `VMX_TIMED_OUT`. It
+ * is called after every `freeze`, also one that failed or still runs, again if it fails, and once
+ * more after a `freeze` that returns late. What can be found wrong before is found before `freeze`
+ * is called. If anything fails, no snapshot is left that was made here (`vmx_error_get(err,
+ * "left_behind")` names those that could not be removed). The snapshots' names must be this call's
+ * alone. `control` may be NULL; it cancels, and tells of no progress.
+ *
+ * Fails with `VMX_INVALID_INPUT` for no member or a snapshot that is named twice,
+ * `VMX_ALREADY_EXISTS` if one is there, `VMX_UNAVAILABLE` if `freeze` or `thaw` does not return 0, and
+ * as `vmx_snapshot_volume`.
+ */
+vmx_status vmx_snapshot_group(const struct vmx_group_member *members,
+                              size_t count,
+                              vmx_hold freeze,
+                              vmx_hold thaw,
+                              void *data,
+                              uint64_t deadline_milliseconds,
+                              const struct vmx_control *control,
+                              struct vmx_volume **volumes,
+                              struct vmx_error **err);
 
 /**
  * What a hypervisor (a `vmx_hypervisor`) must be given to use an attached volume. Formats are

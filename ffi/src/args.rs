@@ -90,6 +90,30 @@ impl Call {
         VolumeName::new(name).map_err(|error| error.with_op(self.op).with("argument", argument))
     }
 
+    /// Several of a kind.
+    ///
+    /// # Safety
+    /// `first` is NULL, or points to `count` elements that stay as they are for `'a`.
+    pub(crate) unsafe fn array<'a, T>(
+        self,
+        first: *const T,
+        count: usize,
+        argument: &'static str,
+    ) -> Result<&'a [T]> {
+        match (first.is_null(), count) {
+            (_, 0) => Ok(&[]),
+            (true, _) => self.given(None, argument),
+            // More than anybody means, and few enough to be in memory.
+            (false, 1..=65536) => {
+                // SAFETY: it is not NULL, and the caller vouches for the rest.
+                Ok(unsafe { std::slice::from_raw_parts(first, count) })
+            }
+            _ => Err(self
+                .wrong(argument, "these are too many")
+                .with("count", count)),
+        }
+    }
+
     /// One of the numbers of an enumeration.
     pub(crate) fn one_of<T: Copy>(
         self,

@@ -196,8 +196,8 @@ unsafe fn served(call: Call, given: vmx_export_options) -> Result<ServeOptions> 
     // SAFETY: the caller vouches for it.
     let (places, sockets, directory, statistics) = unsafe {
         (
-            array(call, given.listen, given.listen_count, "listen")?,
-            array(call, given.listen_fds, given.listen_fd_count, "listen_fds")?,
+            call.array(given.listen, given.listen_count, "listen")?,
+            call.array(given.listen_fds, given.listen_fd_count, "listen_fds")?,
             call.text_if_given(given.tls_directory, "tls_directory")?,
             call.text_if_given(given.statistics, "statistics")?,
         )
@@ -251,28 +251,6 @@ unsafe fn duplicate(call: Call, socket: c_int) -> Result<Listen> {
 }
 
 /// # Safety
-/// `first` points to `count` elements, or is NULL.
-unsafe fn array<'a, T>(
-    call: Call,
-    first: *const T,
-    count: usize,
-    argument: &'static str,
-) -> Result<&'a [T]> {
-    match (first.is_null(), count) {
-        (_, 0) => Ok(&[]),
-        (true, _) => call.given(None, argument),
-        // More than anybody means, and few enough to be in memory.
-        (false, 1..=65536) => {
-            // SAFETY: it is not NULL, and the caller vouches for the rest.
-            Ok(unsafe { std::slice::from_raw_parts(first, count) })
-        }
-        _ => Err(call
-            .wrong(argument, "these are too many")
-            .with("count", count)),
-    }
-}
-
-/// # Safety
 /// The volumes that `given` points to are there.
 unsafe fn exports(call: Call, given: &vmx_export_options) -> Result<Exports> {
     let every = call.flag(given.every_volume, "every_volume")?;
@@ -287,7 +265,7 @@ unsafe fn exports(call: Call, given: &vmx_export_options) -> Result<Exports> {
     }
     let mut volumes = Vec::new();
     // SAFETY: the caller vouches for it.
-    for volume in unsafe { array(call, given.volumes, given.volume_count, "volumes")? } {
+    for volume in unsafe { call.array(given.volumes, given.volume_count, "volumes")? } {
         volumes.push(ExportOptions {
             // SAFETY: the caller vouches for it.
             volume: unsafe { call.name(volume.name, "volumes")? },

@@ -26,7 +26,7 @@ pub struct vmx_volume {
 }
 
 impl vmx_volume {
-    fn new(volume: Volume) -> Self {
+    pub(crate) fn new(volume: Volume) -> Self {
         let origin = volume.origin.as_ref();
         let holder = |attachment: &AttachOptions| text(attachment.holder.as_str());
         vmx_volume {

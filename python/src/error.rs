@@ -68,6 +68,9 @@ fn cause(py: Python<'_>, source: &(dyn StdError + 'static)) -> PyErr {
     if let Some(error) = source.downcast_ref::<Error>() {
         return raise(py, error);
     }
+    if let Some(raised) = source.downcast_ref::<PyErr>() {
+        return raised.clone_ref(py);
+    }
     let made = match source.downcast_ref::<io::Error>() {
         Some(error) => match error.raw_os_error() {
             Some(code) => PyOSError::new_err((code, strerror(error))),

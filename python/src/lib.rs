@@ -13,6 +13,7 @@ mod control;
 mod courier;
 mod device;
 mod error;
+mod group;
 mod handle;
 mod iterators;
 mod logging;
@@ -122,6 +123,8 @@ fn _volmux(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(open_pool, module)?)?;
     module.add_function(wrap_pyfunction!(open_pool_async, module)?)?;
     module.add_function(wrap_pyfunction!(schemes, module)?)?;
+    module.add_function(wrap_pyfunction!(group::snapshot_group, module)?)?;
+    module.add_function(wrap_pyfunction!(group::snapshot_group_async, module)?)?;
     module.add_function(wrap_pyfunction!(parse_size, module)?)?;
     module.add_function(wrap_pyfunction!(format_size, module)?)?;
     module.add_function(wrap_pyfunction!(render::render, module)?)?;

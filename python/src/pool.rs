@@ -51,6 +51,14 @@ impl Pool {
         }
     }
 
+    /// The open pool, and what its work runs on.
+    pub fn opened(
+        &self,
+        op: &'static str,
+    ) -> Result<(Arc<dyn volmux::Pool>, volmux::blocking::Threads), Failure> {
+        Ok((self.handle.get(op)?, self.handle.threads().clone()))
+    }
+
     /// Work on the open pool.
     fn call<T, F>(
         &self,

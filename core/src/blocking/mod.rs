@@ -34,6 +34,7 @@
 //! # }
 //! ```
 
+mod group;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -51,6 +52,7 @@ use crate::{
     Result, RevertOptions, SnapshotOptions, ThinPolicy, Usage, Volume, VolumeName, ZeroOptions,
 };
 
+pub use group::{Freezer, FreezerThreads, Member, snapshot_group};
 pub use threads::Threads;
 
 /// A pool whose calls return when they are done. Clones are the same pool.

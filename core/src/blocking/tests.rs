@@ -177,3 +177,73 @@ fn calls_from_within_a_runtime_are_refused_and_harm_nothing() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     pool.usage().expect("outside it works");
 }
+
+/// A program that freezes itself: it makes its device durable, by calls that wait.
+struct Flushes {
+    device: Device,
+    calls: Arc<std::sync::Mutex<Vec<&'static str>>>,
+    /// Freezing takes until it is thawed.
+    late: bool,
+}
+
+impl Freezer for Flushes {
+    fn freeze(&self) -> Result<()> {
+        while self.late && self.calls.lock().expect("lock").is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        self.device.write_at(0, vec![7; 4096])?;
+        self.device.flush()?;
+        self.calls.lock().expect("lock").push("freeze");
+        Ok(())
+    }
+
+    fn thaw(&self) -> Result<()> {
+        self.calls.lock().expect("lock").push("thaw");
+        Ok(())
+    }
+}
+
+fn group_of(pool: &Pool, late: bool) -> (Vec<Member>, Flushes) {
+    let device = made(pool, "root");
+    made(pool, "data");
+    let member = |volume: &str| Member {
+        pool: pool.clone(),
+        volume: name(volume),
+        snapshot: name(&format!("{volume}-1")),
+    };
+    let calls = Arc::default();
+    let freezer = Flushes {
+        device,
+        calls,
+        late,
+    };
+    (vec![member("root"), member("data")], freezer)
+}
+
+#[test]
+fn a_group_is_taken_by_functions_that_wait() {
+    let pool = pool();
+    let (members, freezer) = group_of(&pool, false);
+    let calls = freezer.calls.clone();
+    let taken = snapshot_group(&members, freezer, Default::default()).expect("taken");
+    let names = [&taken[0].name, &taken[1].name].map(ToString::to_string);
+    assert_eq!(names, ["root-1", "data-1"]);
+    assert_eq!(*calls.lock().expect("lock"), ["freeze", "thaw"]);
+    let image = pool.open_volume(&name("root-1"), OpenOptions::read_only());
+    assert_eq!(image.expect("open").read_at(0, 1).expect("read")[0], 7);
+    let none = snapshot_group(&[], group_of(&self::pool(), false).1, Default::default());
+    assert_eq!(none.expect_err("no volume").kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_group_is_not_done_before_the_freezer_has_returned() {
+    let pool = pool();
+    let (members, freezer) = group_of(&pool, true);
+    let calls = freezer.calls.clone();
+    let options = crate::group::GroupOptions::within(std::time::Duration::from_millis(50));
+    let error = snapshot_group(&members, freezer, options).expect_err("too late");
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    // At once, while it still tries to freeze, and once it has.
+    assert_eq!(*calls.lock().expect("lock"), ["thaw", "freeze", "thaw"]);
+    assert!(pool.find_volume(&name("root-1")).expect("look").is_none());
+}

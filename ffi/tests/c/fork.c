@@ -17,12 +17,21 @@ static void never(void *data, vmx_status status, vmx_error *error) {
     CHECK(!"a request that was refused has ended");
 }
 
+static int never_held(void *data) {
+    (void)data;
+    CHECK(!"what was refused is frozen");
+    return 1;
+}
+
 static void in_the_child(void) {
     vmx_usage usage;
     FAILS(VMX_INVALID_INPUT, vmx_get_usage(pool, &usage, sizeof usage, &err));
     vmx_capabilities can;
     FAILS(VMX_INVALID_INPUT, vmx_get_capabilities(pool, &can, sizeof can, &err));
     FAILS(VMX_INVALID_INPUT, vmx_delete_volume(pool, "v", &err));
+    vmx_group_member member = {pool, "v", "g"};
+    FAILS(VMX_INVALID_INPUT,
+          vmx_snapshot_group(&member, 1, never_held, never_held, NULL, 0, NULL, NULL, &err));
     vmx_volumes *other = NULL;
     FAILS(VMX_INVALID_INPUT, vmx_list_volumes(pool, &other, &err));
     vmx_volume *next = NULL;

@@ -16,6 +16,35 @@ static void never(void *data, vmx_status status, vmx_error *error) {
     CHECK(!"a request that was refused has ended");
 }
 
+static int never_held(void *data) {
+    (void)data;
+    CHECK(!"what was refused is frozen");
+    return 1;
+}
+
+static void groups(void) {
+    vmx_volume *out[1] = {NULL};
+    vmx_group_member member = {pool, "v", "g"};
+    const char *const wrong[] = {NULL, LATIN1, "", "../x"};
+#define GROUP(member, count, freeze, thaw)                                                     \
+    BAD(vmx_snapshot_group(member, count, freeze, thaw, NULL, 0, NULL, out, &err))
+    GROUP(NULL, 1, never_held, never_held);
+    GROUP(NULL, 0, never_held, never_held);
+    GROUP(&member, SIZE_MAX, never_held, never_held);
+    GROUP(&member, 1, NULL, never_held);
+    GROUP(&member, 1, never_held, NULL);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        vmx_group_member volume = {pool, wrong[i], "g"}, snapshot = {pool, "v", wrong[i]};
+        GROUP(&volume, 1, never_held, never_held);
+        GROUP(&snapshot, 1, never_held, never_held);
+    }
+    member.pool = NULL;
+    GROUP(&member, 1, never_held, never_held);
+    CHECK(vmx_snapshot_group(NULL, 0, NULL, NULL, NULL, 0, NULL, NULL, NULL) ==
+          VMX_INVALID_INPUT);
+    CHECK(out[0] == NULL);
+}
+
 static void pools(void) {
     vmx_pool *out = NULL;
     BAD(vmx_open_pool(NULL, &out, &err));
@@ -405,6 +434,7 @@ int main(void) {
     pools();
     names();
     operations();
+    groups();
     listings();
     devices();
     attachments();

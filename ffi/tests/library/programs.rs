@@ -10,23 +10,26 @@ use crate::build::{Language, folder, program, run, said, shared_library};
 type Program = (&'static str, &'static [&'static str]);
 
 /// On pools in memory.
-const IN_MEMORY: [Program; 8] = [
+const IN_MEMORY: [Program; 10] = [
     ("story", &["memory:", "memory"]),
     ("story", &["memory+object:", "object"]),
     ("null", &[]),
     ("errors", &[]),
     ("callbacks", &["memory:"]),
     ("callbacks", &["memory+object:"]),
+    ("group", &["memory:"]),
+    ("group", &["memory+object:"]),
     ("export", &["POOL"]),
     ("fork", &["memory:"]),
 ];
 
 /// On pools on a disk.
-const ON_DISK: [Program; 5] = [
+const ON_DISK: [Program; 6] = [
     ("errors", &["POOL"]),
     ("damage", &["POOL"]),
     ("story", &["dir://POOL", "dir"]),
     ("callbacks", &["dir://POOL"]),
+    ("group", &["dir://POOL"]),
     ("fork", &["dir://POOL"]),
 ];
 

@@ -108,6 +108,8 @@ from ._volmux import (
     open_pool_async,
     parse_size,
     schemes,
+    snapshot_group,
+    snapshot_group_async,
 )
 
 __all__ = [
@@ -173,6 +175,8 @@ __all__ = [
     "open_pool_async",
     "parse_size",
     "schemes",
+    "snapshot_group",
+    "snapshot_group_async",
 ]
 
 _atexit.register(_volmux._end)

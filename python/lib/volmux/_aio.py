@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -56,3 +57,21 @@ def ready(value: T) -> asyncio.Future[T]:
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     future.set_result(value)
     return future
+
+
+def from_threads(function: Callable[[], object]) -> Callable[[], None]:
+    """For other threads: calls a function, and waits for it on the running event loop if it is a coroutine function."""
+    if not callable(function):
+        raise TypeError("freeze and thaw must be callable")
+    loop = asyncio.get_running_loop()
+
+    def call() -> None:
+        result = function()
+        if inspect.isawaitable(result):
+            asyncio.run_coroutine_threadsafe(_wait_for(result), loop).result()
+
+    return call
+
+
+async def _wait_for(result: Awaitable[object]) -> None:
+    await result

@@ -40,6 +40,8 @@ __all__ = [
     "open_pool",
     "open_pool_async",
     "schemes",
+    "snapshot_group",
+    "snapshot_group_async",
     "parse_size",
     "format_size",
     "_render",
@@ -525,6 +527,39 @@ def open_pool(source: _StrPath | Mapping[str, Any], **options: Any) -> Pool:
     """
 def open_pool_async(source: _StrPath | Mapping[str, Any], **options: Any) -> Future[Pool]:
     """As `open_pool`, to be awaited."""
+def snapshot_group(
+    members: Iterable[tuple[Pool, str, str]],
+    *,
+    freeze: Callable[[], object],
+    thaw: Callable[[], object],
+    deadline: float = 10.0,
+    control: Control | None = None,
+) -> list[Volume]:
+    """Calls `freeze`, takes a snapshot of each member, all at once, and calls `thaw`: so the snapshots are of
+    one moment. A member is a tuple of a pool, a volume's name and the name of the snapshot to be made. The
+    snapshots are returned in the same order.
+
+    `freeze` makes what writes the volumes stand still (a guest's file systems by its agent, a data base), and
+    `thaw` lets it go on. Each is called without arguments, in a thread of its own, and fails by raising. Writing
+    stands still for `deadline` seconds at most from when `freeze` is called; then `thaw` is called, whatever
+    the pools do. It is called after every `freeze`, also one that raised or still runs, again if it raises, and
+    once more after a `freeze` that returns late. What can be found wrong before is found before `freeze` is
+    called. The snapshots' names must be this call's alone.
+
+    If anything fails, no snapshot is left that was made here; `Error.get("left_behind")` names those that could
+    not be removed. Raises `InvalidInput` for no member or a snapshot that is named twice, `AlreadyExists` if one
+    is there, `TimedOut` at the deadline and if `control` is cancelled, `Unavailable` with the exception as
+    `__cause__` if `freeze` or `thaw` raised, and what `Pool.snapshot_volume` raises.
+    """
+def snapshot_group_async(
+    members: Iterable[tuple[Pool, str, str]],
+    *,
+    freeze: Callable[[], object],
+    thaw: Callable[[], object],
+    deadline: float = 10.0,
+    control: Control | None = None,
+) -> Future[list[Volume]]:
+    """As `snapshot_group`, to be awaited. `freeze` and `thaw` may be coroutine functions, which run in the event loop."""
 def schemes() -> list[str]:
     """The URL schemes of the pools that this build knows."""
 def parse_size(size: _Size) -> int:

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use volmux::group::{Freezer, Member, snapshot_group};
+use volmux::group::{Freezer, GroupOptions, Member, snapshot_group};
 use volmux::{ErrorKind, PoolExt, Result, Volume};
 
 use super::*;
@@ -58,7 +58,8 @@ fn take(
         dawdles,
     };
     let members = vec![member("guest"), member("data")];
-    store.on(snapshot_group(members, Arc::new(freezer), deadline))
+    let options = GroupOptions::within(deadline);
+    store.on(snapshot_group(members, Arc::new(freezer), options))
 }
 
 fn goes_on(guest: &Mutex<Guest>) -> u64 {
