@@ -121,9 +121,9 @@ impl Unit {
             .good(vec![0x12, 1, 0x80, 0, 252, 0], Data::Read(252))
             .await;
         let length = usize::from(page[3]);
-        let found = String::from_utf8_lossy(&page[4..4 + length])
-            .trim()
-            .to_owned();
+        let found = String::from_utf8_lossy(&page[4..4 + length]);
+        // LIO ends it with NUL.
+        let found = found.trim_matches(['\0', ' ']);
         assert_eq!(found, serial, "the unit's serial number");
         let (_, block) = unit.capacity().await;
         unit.block = block;

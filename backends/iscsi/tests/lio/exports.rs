@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use volmux_core::ErrorKind;
 use volmux_iscsi::control::{ExportedUnit, Resized, TargetControl};
+use volmux_iscsi::scsi::BlockLimits;
 use volmux_iscsi_initiator::{Credentials, ErrorKind as Refusal, Options, Session};
 
 use crate::machine::{Machine, set_size};
@@ -47,6 +48,15 @@ async fn becomes_a_disk(machine: &Machine, path: PathBuf) {
     // UNMAP is there, and a cache that is flushed.
     let provisioning = scsi::good(&session, scsi::inquiry(Some(0xb2))).await;
     assert_eq!(provisioning[5] & 0x80, 0x80);
+    let limits = scsi::good(&session, scsi::inquiry(Some(0xb0))).await;
+    let limits = BlockLimits::parse(&limits).expect("block limits");
+    if path.is_file() {
+        let expected = (1 << 21, 8);
+        assert_eq!(
+            (limits.max_unmap_blocks, limits.unmap_granularity),
+            expected
+        );
+    }
     let caching = scsi::good(&session, scsi::caching()).await;
     assert_eq!(caching[4 + usize::from(caching[3]) + 2] & 0x04, 0x04);
     scsi::good(&session, scsi::write(8, vec![7; 4096].into())).await;

@@ -16,6 +16,33 @@ fn limit(disk: &Disk, most: u32, optimal: u32) {
     limits[8..12].copy_from_slice(&optimal.to_be_bytes());
 }
 
+#[tokio::test]
+async fn what_is_given_back_is_cut_at_multiples_of_the_longest() {
+    for (most, granularity, expected) in [
+        (16_u64, 0, vec![(3, 13), (16, 16), (32, 11)]),
+        (18, 4, vec![(3, 13), (16, 16), (32, 11)]),
+        (4, 8, vec![(3, 4), (7, 1), (8, 4), (12, 4), (16, 4)]),
+    ] {
+        let disk = Disk::new(64, 512);
+        if let Some(limits) = disk.state().pages.get_mut(&0xb0) {
+            limits.resize(60, 0);
+            limits[24..28].copy_from_slice(&u32::to_be_bytes(granularity));
+            limits[32..40].copy_from_slice(&most.to_be_bytes());
+        }
+        let unit = disk.open().await;
+        disk.seen();
+        let end = expected.last().map_or(0, |(lba, blocks)| lba + blocks);
+        let zeroed = unit.zero(None, 3, u64::from(end - 3), true).await;
+        zeroed.expect("zeroed");
+        let seen: Vec<_> = disk.seen().iter().map(disk::Seen::range).collect();
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(lba, n)| (u64::from(lba), n))
+            .collect();
+        assert_eq!(seen, expected, "{most} {granularity}");
+    }
+}
+
 async fn ranges(disk: &Disk, unit: &LogicalUnit, lba: u64, blocks: usize) -> Vec<(u64, u32)> {
     disk.seen();
     let data = content(1, blocks * unit.block_size() as usize);

@@ -13,6 +13,8 @@ use crate::control::backing::Kind;
 /// The number of our adapters. Names of backstores are serial numbers; those of others have
 /// adapters with other numbers.
 const ADAPTER: &str = "8653";
+/// Bytes of a file that are given back at a time: a second's work at most.
+const UNMAPPED: u64 = 1 << 30;
 /// What the kernel keeps of a path.
 const MOST_PATH: usize = 255;
 
@@ -234,11 +236,29 @@ pub fn make(core: &Dir, wanted: &Wanted<'_>) -> Result<Store> {
             wwn.set(name, value.as_bytes())?;
         }
     }
+    let attributes = dir.at("attrib");
     for name in ["emulate_tpu", "emulate_tpws"] {
         let thin: &[u8] = if export.thin { b"1" } else { b"0" };
         // A device that discards nothing refuses.
-        if let Err(error) = dir.at("attrib").set(name, thin) {
+        if let Err(error) = attributes.set(name, thin) {
             tracing::debug!(%error, "no discarding");
+        }
+    }
+    if wanted.kind == Kind::File {
+        // A device tells these by itself. For files LIO takes 4 MiB at a time, in blocks of its own.
+        let block: u64 = attributes.get("block_size")?.parse().unwrap_or(512);
+        let about = std::fs::metadata(&export.path);
+        let granule = about
+            .map_err(|error| Error::from_io(dir.op, error))?
+            .blksize();
+        for (name, bytes) in [
+            ("max_unmap_lba_count", UNMAPPED),
+            ("unmap_granularity", granule),
+        ] {
+            let blocks = (bytes / block).max(1).to_string();
+            if let Err(error) = attributes.put(name, &blocks) {
+                tracing::debug!(%error, "the kernel's own limits of discarding stay");
+            }
         }
     }
     Ok(store)

@@ -306,12 +306,15 @@ impl LogicalUnit {
         }
     }
 
-    /// Where ranges to deallocate are cut.
+    /// Where ranges to deallocate are cut: at multiples of the longest. What is below a unit, such as
+    /// the file system that a file of LIO lies in, may have larger granules than the unit tells of,
+    /// and gives back none that is cut.
     fn unmap_cut(&self, most: u32) -> Cut {
         let limits = &self.found.limits;
+        let granularity = limits.unmap_granularity.max(1);
         Cut {
             most,
-            step: limits.unmap_granularity.max(1),
+            step: (most / granularity * granularity).max(granularity),
             from: limits.unmap_alignment.unwrap_or(0),
         }
     }
