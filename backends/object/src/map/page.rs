@@ -164,7 +164,7 @@ impl Page {
         };
         let first = extents.partition_point(|extent| run(extent).end() <= from);
         let runs = extents[first..].iter().map(run);
-        runs.take_while(move |run| run.start < to)
+        runs.take_while(move |run| from < to && run.start < to)
             .map(move |run| run.clip(from, to))
     }
 

@@ -117,6 +117,20 @@ proptest! {
 }
 
 #[test]
+fn no_blocks_hold_no_run() {
+    let key = ObjectKey {
+        log: LogId(Uuid::nil()),
+        epoch: 1,
+        seq: 1,
+    };
+    let page = made(&ObjectTable::new(), 0, &[(0, 4, key, 0)]);
+    assert_eq!(page.runs(1, 3).count(), 1);
+    for from in 0..6 {
+        assert_eq!(page.runs(from, from).count(), 0, "{from}");
+    }
+}
+
+#[test]
 fn an_object_that_is_not_complete_cannot_be_named() {
     let table = ObjectTable::new();
     let key = ObjectKey {
