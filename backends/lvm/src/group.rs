@@ -209,8 +209,9 @@ impl GroupClient {
         check_group(op, &self.config.group, view.group())?;
         if !self.caught_up.swap(true, Ordering::Relaxed) {
             match self.catch_up(op, turn.lock()).await {
-                Ok(false) => {}
-                Ok(true) => view = self.look(op).await?,
+                // Also if there was nothing to do, lvm2 may have been asked anew: what was kept of a
+                // change of one's own does not have the pool's transaction.
+                Ok(_) => view = self.look(op).await?,
                 // Much can be done all the same, such as deleting volumes of a pool that is full.
                 Err(error) => {
                     tracing::warn!(%error, "what lvm2 has left undone can't be made up for");
