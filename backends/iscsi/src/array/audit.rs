@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::time::{Instant, sleep};
 use volmux_core::{
-    Access, AttachOptions, AuditOptions, Finding, FindingKind, Result, Volume, VolumeId,
+    Access, AttachOptions, AuditOptions, ErrorKind, Finding, FindingKind, Result, Volume, VolumeId,
 };
 
 use super::names::volume_of;
@@ -54,8 +54,16 @@ pub async fn exports(inner: &Inner, options: AuditOptions) -> Result<Vec<Finding
     }
     let mut findings = Vec::new();
     for problem in problems {
-        let repaired = options.repair && repair(inner, &problem).await?;
-        findings.push(problem.finding(repaired));
+        let repaired = match options.repair {
+            true => repair(inner, &problem).await,
+            false => Ok(false),
+        };
+        match repaired {
+            Ok(repaired) => findings.push(problem.finding(repaired)),
+            // Whoever had the volume has just let it go, or it was deleted: nothing is wrong any more.
+            Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(findings)
 }
