@@ -266,9 +266,10 @@ async fn an_idle_session_stays() {
         let server = Setup::disk(MIB, BLOCK).start();
         within(async {
             let mut options = server.options(1);
-            options.keep_alive = Duration::from_millis(200);
+            // Twice as long a target has to answer, also on a busy machine.
+            options.keep_alive = Duration::from_millis(700);
             let session = scsi::login(&*connector, options).await;
-            tokio::time::sleep(Duration::from_secs(3)).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
             let reply = scsi::execute(&*session, 1, scsi::test_unit_ready()).await;
             assert_eq!((reply.status, reply.nexus), (scsi::GOOD, 1));
         })
