@@ -60,8 +60,12 @@ pub async fn exports(inner: &Inner, options: AuditOptions) -> Result<Vec<Finding
         };
         match repaired {
             Ok(repaired) => findings.push(problem.finding(repaired)),
-            // Whoever had the volume has just let it go, or it was deleted: nothing is wrong any more.
-            Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::NotFound) => {}
+            // Whoever had the volume may have just let it go, or it was deleted: then nothing is wrong.
+            Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::NotFound) => {
+                if look(inner).await?.contains(&problem) {
+                    findings.push(problem.finding(false));
+                }
+            }
             Err(error) => return Err(error),
         }
     }

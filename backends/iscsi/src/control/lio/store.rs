@@ -13,8 +13,10 @@ use crate::control::backing::Kind;
 /// The number of our adapters. Names of backstores are serial numbers; those of others have
 /// adapters with other numbers.
 const ADAPTER: &str = "8653";
-/// Bytes of a file that are given back at a time: a second's work at most.
+/// Bytes of a file that are given back by one command.
 const UNMAPPED: u64 = 1 << 30;
+/// File systems give back no less. What stat(2) says is the best size of a transfer, which may be much more.
+const GRANULE: u64 = 4096;
 /// What the kernel keeps of a path.
 const MOST_PATH: usize = 255;
 
@@ -247,13 +249,9 @@ pub fn make(core: &Dir, wanted: &Wanted<'_>) -> Result<Store> {
     if wanted.kind == Kind::File {
         // A device tells these by itself. For files LIO takes 4 MiB at a time, in blocks of its own.
         let block: u64 = attributes.get("block_size")?.parse().unwrap_or(512);
-        let about = std::fs::metadata(&export.path);
-        let granule = about
-            .map_err(|error| Error::from_io(dir.op, error))?
-            .blksize();
         for (name, bytes) in [
             ("max_unmap_lba_count", UNMAPPED),
-            ("unmap_granularity", granule),
+            ("unmap_granularity", GRANULE),
         ] {
             let blocks = (bytes / block).max(1).to_string();
             if let Err(error) = attributes.put(name, &blocks) {
